@@ -1,0 +1,18 @@
+"""lossbook: what neural networks are trained to do, derived, checked, run and judged.
+
+The library is `lossbook.methods`, one sub-package a part of the book. `lossbook.lab` is the bench on
+which the notebooks run, `lossbook.press` what turns them into the site.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+
+__version__ = version("lossbook")
+__all__ = ["lab", "methods", "press"]
+
+
+def __getattr__(name: str):
+    # Sub-packages load on first use, so that `import lossbook` costs next to nothing.
+    if name in __all__:
+        return import_module(f"lossbook.{name}")
+    raise AttributeError(f"module 'lossbook' has no attribute {name!r}")

@@ -1,0 +1,51 @@
+"""The bench that every experiment uses: data, fitting, evaluation, statistics, ledger, plots."""
+
+import os
+import sys
+
+# A second thread that spins beside a busy process costs more than it brings; both can be asked for.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+
+if "OMP_NUM_THREADS" not in os.environ:
+    torch.set_num_threads(1)
+
+from lossbook.lab.data import DataError, Dataset, load
+from lossbook.lab.evaluate import accuracy, k_nearest_neighbours, linear_probe
+from lossbook.lab.fitting import Fitted, NonFiniteError, choose_device, fit, grid
+from lossbook.lab.ledger import CheckFailed, Claim, Ledger, max_error
+from lossbook.lab.nets import EncoderProjector, cnn, mlp
+from lossbook.lab.plots import show, show_source, show_table, use_theme
+from lossbook.lab.statistics import Interval, best_setting, equivalence, mean_interval, paired
+
+__all__ = [
+    "CheckFailed",
+    "Claim",
+    "DataError",
+    "Dataset",
+    "EncoderProjector",
+    "Fitted",
+    "Interval",
+    "Ledger",
+    "NonFiniteError",
+    "accuracy",
+    "best_setting",
+    "choose_device",
+    "cnn",
+    "equivalence",
+    "fit",
+    "grid",
+    "k_nearest_neighbours",
+    "linear_probe",
+    "load",
+    "max_error",
+    "mean_interval",
+    "mlp",
+    "paired",
+    "show",
+    "show_source",
+    "show_table",
+    "use_theme",
+]

@@ -1,0 +1,57 @@
+"""What a trained network is worth. Scores are shares in [0, 1]."""
+
+import warnings
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+__all__ = ["accuracy", "k_nearest_neighbours", "linear_probe"]
+
+
+def accuracy(logits: Float[Tensor, "*runs n k"], targets: Int[Tensor, " n"]) -> Float[Tensor, "*runs"]:
+    """Share of rows whose largest logit is the target's."""
+    return (logits.argmax(-1) == targets.to(logits.device)).double().mean(-1)
+
+
+def linear_probe(
+    features: Float[Tensor, "n d"],
+    targets: Int[Tensor, " n"],
+    *tests: tuple[Float[Tensor, "m d"], Int[Tensor, " m"]],
+    penalty: float = 1.0,
+) -> list[float]:
+    """Accuracies, on each test set, of a logistic regression on frozen, standardised features.
+
+    Args:
+        features, targets: what the regression is fitted to.
+        tests: pairs of features and targets.
+        penalty: inverse strength of the squared-norm penalty, scikit-learn's `C`.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=100))
+    with warnings.catch_warnings():
+        # A hundred steps of L-BFGS are the probe's definition; the last digits do not change the accuracy.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(_array(features), _array(targets))
+    return [float(model.score(_array(x), _array(y))) for x, y in tests]
+
+
+def k_nearest_neighbours(
+    features: Float[Tensor, "n d"],
+    targets: Int[Tensor, " n"],
+    *tests: tuple[Float[Tensor, "m d"], Int[Tensor, " m"]],
+    neighbours: int = 5,
+) -> list[float]:
+    """Accuracies, on each test set, of the majority among the nearest rows by cosine."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    model = KNeighborsClassifier(neighbours, metric="cosine").fit(_array(features), _array(targets))
+    return [float(model.score(_array(x), _array(y))) for x, y in tests]
+
+
+def _array(value: Shaped[Tensor, "..."]) -> np.ndarray:
+    return value.detach().cpu().numpy()

@@ -1,0 +1,357 @@
+"""One training loop that trains many runs at once.
+
+Seeds and hyperparameter values are a batch dimension: the parameters of all runs are stacked, the loss is
+mapped over them, and one optimiser updates them together. What a run learns does not depend on which others
+it was stacked with.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+
+__all__ = ["Fitted", "NonFiniteError", "choose_device", "fit", "grid"]
+
+Hyperparameters = Mapping[str, Any]
+Loss = Callable[[Callable[..., Any], dict[str, Tensor], dict[str, Tensor]], Any]
+Noise = Callable[[torch.Generator, int], Mapping[str, Tensor]]
+
+# Noise is drawn for this many steps at a time. A constant, because a run's noise must not depend on anything else.
+NOISE_STEPS = 16
+# How often the loop looks for non-finite values: each look waits for the device.
+LOOK_EVERY = 25
+
+
+class NonFiniteError(RuntimeError):
+    """A run whose loss, gradient or parameters became NaN or infinite."""
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """Device by name: "auto" is CUDA where there is one, else the CPU; all other names are PyTorch's.
+
+    Raises:
+        ValueError: for a name that PyTorch does not know or a device that is not there.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f'device: expected "auto", "cpu" or "cuda", got {device!r} ({reason})') from error
+
+
+def grid(**values: Iterable) -> list[dict[str, Any]]:
+    """All combinations of the values: `grid(seed=range(5), learning_rate=[0.1, 0.3])` are ten runs."""
+    return [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Runs after training.
+
+    Attributes:
+        runs: one row a run, its hyperparameters in columns.
+        history: one row a run and step: `loss`, and `gradient_norm` before clipping.
+        logged: what the loss function returned beside the loss, by name, `(runs, steps, ...)`, on the CPU.
+        parameters, buffers: by name, with the runs along the first dimension.
+        seconds: how long training took.
+    """
+
+    runs: pd.DataFrame
+    history: pd.DataFrame = field(repr=False)
+    logged: dict[str, Tensor] = field(repr=False)
+    parameters: dict[str, Tensor] = field(repr=False)
+    buffers: dict[str, Tensor] = field(repr=False)
+    seconds: float
+    _module: nn.Module = field(repr=False)
+
+    def module(self, run: int) -> nn.Module:
+        """The network of one run, an ordinary module in evaluation mode, with parameters of its own."""
+        from copy import deepcopy
+
+        module = deepcopy(self._module).to_empty(device=next(iter(self.parameters.values())).device)
+        state = {**self.parameters, **self.buffers}
+        module.load_state_dict({name: value[run] for name, value in state.items()})
+        return module.eval()
+
+    @torch.no_grad()
+    def predict(self, *inputs: Tensor, batch_size: int = 1024) -> Any:
+        """Outputs of all runs for the same inputs, in evaluation mode, on the CPU: `(runs, n, ...)`."""
+        state = {**self.parameters, **self.buffers}
+        device = next(iter(self.parameters.values())).device
+        self._module.eval()
+
+        def call(state, *chunk):
+            return functional_call(self._module, state, chunk)
+
+        chunks = [
+            torch.utils._pytree.tree_map(
+                lambda output: output.cpu(),
+                vmap(call, in_dims=(0, *(None for _ in chunk)))(state, *(part.to(device) for part in chunk)),
+            )
+            for chunk in zip(*(value.split(batch_size) for value in inputs), strict=True)
+        ]
+        return torch.utils._pytree.tree_map(lambda *parts: torch.cat(parts, 1), *chunks)
+
+
+def fit(
+    build: Callable[[Hyperparameters], nn.Module],
+    loss: Loss,
+    data: Mapping[str, Tensor],
+    runs: Iterable[Hyperparameters],
+    *,
+    epochs: int,
+    batch_size: int,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+    options: Mapping[str, Any] | None = None,
+    schedule: Callable[[float], float] | None = None,
+    noise: Noise | None = None,
+    clip_norm: float | None = None,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype = torch.float32,
+    progress: str | None = "fit",
+) -> Fitted:
+    """Train all runs together and return them.
+
+    Of a run's `seed` come its initial parameters, the order of its examples and its noise, so two runs with the
+    same seed differ in nothing but their other hyperparameters.
+
+    Args:
+        build: makes the network of a run from its hyperparameters. All must have the same structure.
+        loss: `loss(model, batch, run)` returns the loss of one run, or a pair of it and a dictionary of tensors to
+            log. It is mapped over runs: `model` is called as a module is, `batch` holds rows of `data` and this step's
+            noise, `run` the run's numeric hyperparameters as tensors without dimensions. It must not branch on values.
+        data: tensors with the examples along the first dimension.
+        runs: hyperparameters of each run: `seed` and `learning_rate` always, others as `build` and `loss` need them.
+        epochs: passes over the data; the last, incomplete batch of a pass is left out.
+        batch_size: examples a step.
+        optimizer: any of torch.optim whose step is proportional to its learning rate.
+        options: its further arguments.
+        schedule: factor on the learning rate at a fraction, 0 to 1, of the steps done.
+        noise: `noise(generator, steps)` returns tensors with the steps along the first dimension, drawn from the
+            generator of one run (on its device).
+        clip_norm: gradients of a run with a larger norm are scaled down to it.
+        device: "auto" (CUDA, else CPU) or a device.
+        dtype: of parameters and of floating-point data.
+        progress: what the progress line calls this; None for no line.
+
+    Raises:
+        ValueError: for runs without a seed or learning rate, tensors of unequal length, a batch larger than the data.
+        NonFiniteError: naming run, step and quantity, as soon as anything is NaN or infinite.
+    """
+    device, runs = choose_device(str(device)), _check_runs(runs)
+    examples = _check_data(data, batch_size, epochs)
+    data = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in data.items()}
+    module, parameters, buffers = _stack(build, runs, device, dtype)
+    hyperparameters = {
+        name: torch.tensor(column.to_numpy(), device=device, dtype=dtype)
+        for name, column in runs.select_dtypes("number").items()
+    }
+    seeds = [int(seed) for seed in runs["seed"]]
+    batches = _batches(data, examples, batch_size, epochs, seeds, noise, device, dtype)
+
+    def losses(parameters, buffers, batch, run):
+        def model(*inputs, **keywords):
+            return functional_call(module, {**parameters, **buffers}, inputs, keywords)
+
+        result = loss(model, batch, run)
+        return result if isinstance(result, tuple) else (result, {})
+
+    stacked_losses = vmap(losses)
+    leaves = list(parameters.values())
+    stepper = optimizer(leaves, lr=1.0, **(options or {}))
+    steps = epochs * (examples // batch_size)
+    watch, logged, started = _Watch(runs), [], time.perf_counter()
+    with _progress_line(progress, len(runs), steps, device) as advance:
+        for step, batch in enumerate(batches):
+            values, extra = stacked_losses(parameters, buffers, batch, hyperparameters)
+            if values.shape != (len(runs),):
+                raise ValueError(
+                    f"loss: expected a tensor without dimensions for each run, got shape {tuple(values.shape[1:])}"
+                )
+            stepper.zero_grad()
+            # No run's loss depends on another run's parameters: the gradient of the sum is all gradients.
+            values.sum().backward()
+            norms = _gradient_norms(leaves)
+            if clip_norm is not None:
+                _scale_gradients(leaves, (clip_norm / norms).clamp(max=1))
+            rates = hyperparameters["learning_rate"] * (schedule(step / steps) if schedule else 1)
+            _step(stepper, leaves, rates)
+            watch.see(values.detach(), norms)
+            logged.append({name: value.detach() for name, value in extra.items()})
+            advance()
+    watch.look(last=leaves)
+    return Fitted(
+        runs=runs,
+        history=watch.history(),
+        logged={name: torch.stack([entry[name] for entry in logged], 1).cpu() for name in logged[0]},
+        parameters={name: value.detach() for name, value in parameters.items()},
+        buffers=buffers,
+        seconds=time.perf_counter() - started,
+        _module=module,
+    )
+
+
+def _check_runs(runs: Iterable[Hyperparameters]) -> pd.DataFrame:
+    frame = pd.DataFrame(list(runs))
+    for name in ("seed", "learning_rate"):
+        if name not in frame or frame[name].isna().any():
+            raise ValueError(f"runs: every run needs a {name}, got columns {list(frame.columns)}")
+    return frame
+
+
+def _check_data(data: Mapping[str, Tensor], batch_size: int, epochs: int) -> int:
+    lengths = {name: len(value) for name, value in data.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"data: expected tensors of the same length, got {lengths}")
+    examples = next(iter(lengths.values()))
+    if not 1 <= batch_size <= examples:
+        raise ValueError(f"batch_size: expected 1 to {examples} (the examples), got {batch_size}")
+    if epochs < 1:
+        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    return examples
+
+
+def _stack(build, runs, device, dtype):
+    """A module without storage that gives the structure, and the stacked parameters and buffers."""
+    modules = []
+    for run in runs.to_dict("records"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(run["seed"]))
+            modules.append(build(run).to(device, dtype).train())
+    parameters, buffers = stack_module_state(modules)
+    return modules[0].to("meta"), parameters, buffers
+
+
+def _batches(data, examples, batch_size, epochs, seeds, noise, device, dtype):
+    """What each step sees: by name, `(runs, batch, ...)`. Runs of one seed see the same."""
+    distinct = list(dict.fromkeys(seeds))
+    orders = {seed: torch.Generator().manual_seed(seed) for seed in distinct}
+    draws = {seed: torch.Generator(device).manual_seed(seed) for seed in distinct}
+    step, drawn = 0, {}
+    for _ in range(epochs):
+        order = {seed: torch.randperm(examples, generator=orders[seed]) for seed in distinct}
+        order = torch.stack([order[seed] for seed in seeds]).to(device)
+        for start in range(0, examples - batch_size + 1, batch_size):
+            rows = order[:, start : start + batch_size]
+            batch = {name: value[rows] for name, value in data.items()}
+            if noise is not None:
+                now = step % NOISE_STEPS
+                if now == 0:
+                    drawn = {seed: noise(draws[seed], NOISE_STEPS) for seed in distinct}
+                for name in drawn[distinct[0]]:
+                    value = torch.stack([drawn[seed][name][now] for seed in seeds])
+                    batch[name] = value.to(dtype) if value.is_floating_point() else value
+            yield batch
+            step += 1
+
+
+def _per_run(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *(1 for _ in like.shape[1:])).to(like.dtype)
+
+
+def _gradient_norms(leaves: list[Tensor]) -> Tensor:
+    squares = [leaf.grad.flatten(1).square().sum(1) for leaf in leaves if leaf.grad is not None]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def _scale_gradients(leaves: list[Tensor], factors: Tensor) -> None:
+    for leaf in leaves:
+        if leaf.grad is not None:
+            leaf.grad.mul_(_per_run(factors, leaf))
+
+
+@torch.no_grad()
+def _step(stepper: torch.optim.Optimizer, leaves: list[Tensor], rates: Tensor) -> None:
+    # torch.optim has one learning rate for a tensor, we need one a run: go at rate 1, keep a run's share of the way.
+    before = [leaf.clone() for leaf in leaves]
+    stepper.step()
+    for leaf, start in zip(leaves, before, strict=True):
+        leaf.copy_(torch.lerp(start, leaf, _per_run(rates, leaf)))
+
+
+class _Watch:
+    """Keeps losses and gradient norms on the device, and now and then looks whether all are finite."""
+
+    def __init__(self, runs: pd.DataFrame):
+        self.runs = runs
+        self.kept: dict[str, list[Tensor]] = {"loss": [], "gradient_norm": []}
+        self.looked = 0
+
+    def see(self, losses: Tensor, norms: Tensor) -> None:
+        self.kept["loss"].append(losses)
+        self.kept["gradient_norm"].append(norms)
+        if len(self.kept["loss"]) - self.looked >= LOOK_EVERY:
+            self.look()
+
+    def look(self, last: Iterable[Tensor] = ()) -> None:
+        new = {name: torch.stack(values[self.looked :]) for name, values in self.kept.items()}
+        bad = ~torch.stack(list(new.values()), -1).isfinite()  # (steps, runs, quantities)
+        if bad.any():
+            step, run, quantity = bad.nonzero()[0].tolist()
+            name = list(new)[quantity]
+            self._raise(run, self.looked + step, name, new[name][step, run].item())
+        for leaf in last:
+            if not leaf.isfinite().all():
+                where = (~leaf.isfinite()).nonzero()[0]
+                self._raise(where[0].item(), len(self.kept["loss"]) - 1, "parameter", leaf[tuple(where)].item())
+        self.looked = len(self.kept["loss"])
+
+    def _raise(self, run: int, step: int, quantity: str, value: float):
+        settings = ", ".join(f"{name}={value}" for name, value in self.runs.iloc[run].items())
+        raise NonFiniteError(f"run {run} ({settings}), step {step}: {quantity.replace('_', ' ')} is {value}")
+
+    def history(self) -> pd.DataFrame:
+        columns = {name: torch.stack(values, 1).cpu().numpy() for name, values in self.kept.items()}
+        runs, steps = columns["loss"].shape
+        index = pd.MultiIndex.from_product([range(runs), range(steps)], names=["run", "step"])
+        return pd.DataFrame({name: values.reshape(-1) for name, values in columns.items()}, index=index).reset_index()
+
+
+@contextmanager
+def _progress_line(name: str | None, runs: int, steps: int, device: torch.device):
+    """A bar in a terminal; in a notebook a line that is rewritten, and ends by saying what it took."""
+    if name is None:
+        yield lambda: None
+        return
+    from tqdm import tqdm
+
+    started, done, handle, shown = time.perf_counter(), 0, _notebook_line(), 0.0
+    bar = tqdm(total=steps, desc=f"{name}, {runs} runs", leave=False, disable=True if handle else None)
+
+    def advance():
+        nonlocal done, shown
+        done += 1
+        bar.update()
+        if handle and (now := time.perf_counter()) - shown > 0.5:
+            shown = now
+            handle(f"{name}: {runs} runs, step {done} of {steps}")
+
+    try:
+        yield advance
+    finally:
+        bar.close()
+    if handle:
+        seconds = time.perf_counter() - started
+        handle(f"{name}: {runs} runs of {steps} steps in {seconds:.1f} s on {device.type}")
+
+
+def _notebook_line() -> Callable[[str], None] | None:
+    """Writes and rewrites one line of a notebook's output, if this is a notebook."""
+    try:
+        from IPython import get_ipython
+        from IPython.display import display
+    except ImportError:
+        return None
+    if not getattr(get_ipython(), "kernel", None):
+        return None
+    handle = display({"text/plain": ""}, raw=True, display_id=True)
+    return lambda text: handle.update({"text/plain": text}, raw=True)

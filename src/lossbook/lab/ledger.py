@@ -1,0 +1,265 @@
+"""What a notebook says it found, for people (a box, a table) and for machines (JSON in the same output)."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from lossbook.lab.statistics import Interval, mean_interval
+
+__all__ = ["MEDIA_TYPE", "CheckFailed", "Claim", "Ledger", "max_error"]
+
+MEDIA_TYPE = "application/vnd.lossbook.ledger+json"
+MARKS = {"verified": "✓", "supported": "✓", "failed": "✗", "contradicted": "✗", "inconclusive": "?"}
+# Confidence of every interval behind a verdict.
+CONFIDENCE = 0.95
+
+Direction = Literal["greater", "less", "within"]
+
+
+class CheckFailed(AssertionError):
+    """A derivation that does not agree with what the machine computes."""
+
+
+def max_error(actual: Tensor | float, expected: Tensor | float) -> float:
+    r"""Largest $|a-e|/\max(1,|e|)$ over all entries: relative for large numbers, absolute for small ones.
+
+    Not a number if either has one, or if they are infinite in different places.
+    """
+    actual, expected = (torch.as_tensor(value, dtype=torch.float64) for value in (actual, expected))
+    gap = (actual - expected).abs() / expected.abs().clamp(min=1)
+    return torch.where(actual == expected, 0, gap).max().item()
+
+
+class Ledger:
+    """The checks and claims of one notebook.
+
+    A check is mathematics: it is shown, and stops the notebook if it fails. A claim is the paper's: its criterion is
+    stated before the experiment, its verdict follows from the interval over seeds.
+    """
+
+    def __init__(self):
+        self.entries: list[dict[str, Any]] = []
+        self.claims: dict[str, Claim] = {}
+
+    def check(self, id: str, statement: str, *, error: float | Tensor, tolerance: float, cases: int) -> None:
+        """Record that the largest error seen in so many random cases is at most the tolerance.
+
+        Args:
+            id: short name, unique in the notebook.
+            statement: what holds, in words (Markdown's `$...$` formulas are shown as they are).
+            error: the largest error; for an inequality, the largest violation.
+            tolerance: what rounding, or a stated Monte-Carlo error, allows.
+            cases: how many random cases were tried.
+
+        Raises:
+            CheckFailed: if the error is larger than the tolerance, or not a number.
+        """
+        error = float(error)
+        self._new(id)
+        if not tolerance >= 0 or cases < 1:
+            raise ValueError(f"check {id}: expected tolerance >= 0 and cases >= 1, got {tolerance}, {cases}")
+        verified = error <= tolerance
+        entry = {
+            "kind": "check",
+            "id": id,
+            "statement": statement,
+            "verdict": "verified" if verified else "failed",
+            "error": error if math.isfinite(error) else None,
+            "tolerance": float(tolerance),
+            "cases": int(cases),
+        }
+        self._add(entry)
+        if not verified:
+            raise CheckFailed(f"{id}: error {error:.3g} is above the tolerance {tolerance:.3g}: {statement}")
+
+    def claim(self, id: str, statement: str, *, metric: str, direction: Direction, margin: float, unit: str) -> "Claim":
+        """State a claim and the criterion by which it will be judged.
+
+        Args:
+            id: short name, unique in the notebook.
+            statement: the paper's claim in our words.
+            metric: what is measured for each seed, usually a difference.
+            direction: the claim holds if the mean is "greater" than the margin, "less" than it, or "within" plus and
+                minus the margin.
+            margin: in units of the metric. Negative with "greater" for "not worse by more than".
+            unit: of metric and margin.
+        """
+        self._new(id)
+        if direction not in ("greater", "less", "within"):
+            raise ValueError(f'direction: expected "greater", "less" or "within", got {direction!r}')
+        if direction == "within" and not margin > 0:
+            raise ValueError(f'margin: expected a positive number with "within", got {margin}')
+        self.claims[id] = Claim(id, statement, metric, direction, float(margin), unit, self)
+        return self.claims[id]
+
+    def criteria(self) -> "Table":
+        """The claims stated so far with their criteria, before anything was run."""
+        rows = [[claim.id.upper(), claim.statement, claim.criterion] for claim in self.claims.values()]
+        return Table(["", "Claim", "Counts as supported if"], rows, "Claims and their criteria, stated before the run")
+
+    def summary(self) -> "Table":
+        """All entries as a table.
+
+        Raises:
+            RuntimeError: if a claim was stated and never judged.
+        """
+        judged = {entry["id"] for entry in self.entries if entry["kind"] == "claim"}
+        if missing := sorted(self.claims.keys() - judged):
+            raise RuntimeError(f"claims stated but never judged: {', '.join(missing)}")
+        rows = [[entry["id"], entry["statement"], _evidence(entry), _badge(entry["verdict"])] for entry in self.entries]
+        return Table(["", "Statement", "Evidence", "Verdict"], rows, "All checks and claims of this page")
+
+    def _new(self, id: str) -> None:
+        if id in self.claims or any(entry["id"] == id for entry in self.entries):
+            raise ValueError(f"id: {id!r} is in the ledger already")
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        from IPython.display import display
+
+        self.entries.append(entry)
+        display({MEDIA_TYPE: entry, "text/html": _box(entry), "text/plain": _line(entry)}, raw=True)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with its criterion, waiting for the numbers."""
+
+    id: str
+    statement: str
+    metric: str
+    direction: Direction
+    margin: float
+    unit: str
+    ledger: Ledger = field(repr=False)
+
+    @property
+    def criterion(self) -> str:
+        """The criterion in words."""
+        where = {
+            "greater": f"above {self.margin:g}",
+            "less": f"below {self.margin:g}",
+            "within": f"between {-self.margin:g} and {self.margin:g}",
+        }[self.direction]
+        return f"{self.metric}: the 95 % interval lies {where} {self.unit}"
+
+    def judge(self, values: Sequence[float] | Mapping[str, Sequence[float]]) -> str:
+        """Compute the verdict from one value a seed, record and show it.
+
+        The interval on the claimed side of the margin: supported; on the other side: contradicted; across it:
+        inconclusive. Several comparisons, given by name, must all hold: their intervals are widened together
+        (Bonferroni), and the one that speaks most against the claim is recorded.
+
+        Returns:
+            "supported", "contradicted" or "inconclusive".
+        """
+        named = values if isinstance(values, Mapping) else {"": values}
+        confidence = 1 - (1 - CONFIDENCE) / len(named)
+        intervals = {name: mean_interval(each, confidence=confidence) for name, each in named.items()}
+        name, weakest = min(intervals.items(), key=lambda item: self._room(item[1]))
+        verdict = self._verdict(weakest)
+        self.ledger._add(
+            {
+                "kind": "claim",
+                "id": self.id,
+                "statement": self.statement,
+                "criterion": self.criterion,
+                "verdict": verdict,
+                "effect": weakest.effect,
+                "low": weakest.low if math.isfinite(weakest.low) else None,
+                "high": weakest.high if math.isfinite(weakest.high) else None,
+                "margin": self.margin,
+                "seeds": weakest.n,
+                "unit": self.unit,
+                **({"against": name, "comparisons": len(named)} if len(named) > 1 else {}),
+            }
+        )
+        return verdict
+
+    def _room(self, interval: Interval) -> tuple[int, float]:
+        """How far the claim holds: by verdict first, then by the distance of the interval from the margin."""
+        rank = {"contradicted": 0, "inconclusive": 1, "supported": 2}[self._verdict(interval)]
+        if self.direction == "greater":
+            return rank, interval.low - self.margin
+        if self.direction == "less":
+            return rank, self.margin - interval.high
+        return rank, self.margin - max(abs(interval.low), abs(interval.high))
+
+    def _verdict(self, interval: Interval) -> str:
+        _, low, high, _ = interval
+        holds, fails = {
+            "greater": (low > self.margin, high < self.margin),
+            "less": (high < self.margin, low > self.margin),
+            "within": (
+                -self.margin < low and high < self.margin,
+                high < -self.margin or low > self.margin,
+            ),
+        }[self.direction]
+        return "supported" if holds else "contradicted" if fails else "inconclusive"
+
+
+class Table:
+    """A table of text, as HTML for people."""
+
+    def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str):
+        self.columns, self.rows, self.caption = columns, rows, caption
+
+    def _repr_html_(self) -> str:
+        head = "".join(f'<th scope="col">{escape(str(column))}</th>' for column in self.columns)
+        body = "".join("<tr>" + "".join(f"<td>{_cell(value)}</td>" for value in row) + "</tr>" for row in self.rows)
+        return (
+            f'<div class="lossbook-scroll"><table class="lossbook-ledger"><caption>{escape(self.caption)}</caption>'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+    def __repr__(self) -> str:
+        rows = [self.columns, *self.rows]
+        return "\n".join([self.caption, *(" | ".join(str(value) for value in row) for row in rows)])
+
+
+class _Markup(str):
+    """Text that is HTML already."""
+
+
+def _cell(value: Any) -> str:
+    return value if isinstance(value, _Markup) else escape(str(value))
+
+
+def _badge(verdict: str) -> _Markup:
+    return _Markup(f'<span class="lossbook-verdict lossbook-{verdict}">{MARKS[verdict]} {verdict}</span>')
+
+
+def _number(value: float | None, missing: str) -> str:
+    return missing if value is None else f"{value:.3g}"
+
+
+def _evidence(entry: dict[str, Any]) -> str:
+    if entry["kind"] == "check":
+        error = _number(entry["error"], "not finite")
+        cases = f"{entry['cases']:,} case{'s' if entry['cases'] > 1 else ''}"
+        return f"error {error}, tolerance {entry['tolerance']:.2g}, {cases}"
+    low, high = _number(entry["low"], "−∞"), _number(entry["high"], "∞")
+    against = f", against {entry['against']} (of {entry['comparisons']})" if "against" in entry else ""
+    seeds = f"{entry['seeds']} seed{'s' if entry['seeds'] > 1 else ''}"
+    return f"{entry['effect']:.3g} [{low}, {high}] {entry['unit']}{against}, margin {entry['margin']:g}, {seeds}"
+
+
+def _box(entry: dict[str, Any]) -> str:
+    criterion = f'<div class="lossbook-criterion">{escape(entry["criterion"])}</div>' if "criterion" in entry else ""
+    kind, verdict = entry["kind"], entry["verdict"]
+    return (
+        f'<div class="lossbook-entry lossbook-{kind} lossbook-{verdict}" id="{kind}-{escape(entry["id"])}">'
+        f'<div class="lossbook-head">{_badge(verdict)} '
+        f'<span class="lossbook-kind">{kind} {escape(entry["id"])}</span></div>'
+        f'<div class="lossbook-statement">{escape(entry["statement"])}</div>{criterion}'
+        f'<div class="lossbook-evidence">{escape(_evidence(entry))}</div></div>'
+    )
+
+
+def _line(entry: dict[str, Any]) -> str:
+    head = f"{MARKS[entry['verdict']]} {entry['kind']} {entry['id']} {entry['verdict']}"
+    return f"{head}: {entry['statement']} ({_evidence(entry)})"

@@ -1,0 +1,54 @@
+"""Small networks that several experiments share."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+__all__ = ["EncoderProjector", "cnn", "mlp"]
+
+
+def mlp(
+    widths: Sequence[int],
+    *,
+    norm: Callable[[int], nn.Module] | None = None,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> nn.Sequential:
+    """Flatten, then linear layers of these widths, with norm and activation after all but the last.
+
+    Args:
+        widths: inputs, hidden layers, outputs: at least two numbers.
+        norm: makes the normalisation of a layer from its width.
+        activation: makes the activation.
+    """
+    if len(widths) < 2:
+        raise ValueError(f"widths: expected at least two numbers, got {list(widths)}")
+    layers: list[nn.Module] = [nn.Flatten()]
+    for index, (before, after) in enumerate(itertools.pairwise(widths)):
+        layers.append(nn.Linear(before, after))
+        if index < len(widths) - 2:
+            layers += [norm(after)] if norm else []
+            layers.append(activation())
+    return nn.Sequential(*layers)
+
+
+def cnn(channels: Sequence[int], *, inputs: int = 1) -> nn.Sequential:
+    """3x3 convolutions, each with ReLU and halved resolution, then the mean over pixels: `(n, channels[-1])`."""
+    layers: list[nn.Module] = []
+    for before, after in zip([inputs, *channels], channels, strict=False):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class EncoderProjector(nn.Module):
+    """An encoder whose features are kept, and a projector that only the contrastive loss sees."""
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module):
+        super().__init__()
+        self.encoder, self.projector = encoder, projector
+
+    def forward(self, inputs: Float[Tensor, "n *shape"]) -> tuple[Float[Tensor, "n h"], Float[Tensor, "n d"]]:
+        """Features and projections."""
+        features = self.encoder(inputs)
+        return features, self.projector(features)

@@ -1,0 +1,88 @@
+"""One look for all figures, and how figures, tables and source reach the page."""
+
+import base64
+import inspect
+import io
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+__all__ = ["show", "show_source", "show_table", "use_theme"]
+
+
+def use_theme() -> None:
+    """Seaborn's colour-blind palette on a light grid, sizes for a page 7 inches wide."""
+    sns.set_theme(
+        style="whitegrid",
+        palette="colorblind",
+        rc={
+            "figure.figsize": (7, 3.6),
+            "figure.constrained_layout.use": True,
+            "font.size": 10,
+            "axes.titlesize": 11,
+            "axes.labelsize": 10,
+            "legend.fontsize": 9,
+            "legend.frameon": False,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            # Text as outlines: a browser without the font shows the same figure.
+            "svg.fonttype": "path",
+            # No random identifiers: the same figure is the same file.
+            "svg.hashsalt": "lossbook",
+        },
+    )
+
+
+def show(figure: Figure, *, caption: str, alt: str) -> None:
+    """Put a figure on the page, as SVG, with its caption and the text that stands for it where it cannot be seen.
+
+    Raises:
+        ValueError: if caption or alternative text is empty, or a panel has no title or no axis labels.
+    """
+    from IPython.display import display
+
+    for name, text in (("caption", caption), ("alt", alt)):
+        if not text.strip():
+            raise ValueError(f"{name}: expected a text, got nothing")
+    named = figure.get_suptitle()
+    for index, axes in enumerate(figure.axes):
+        if axes.get_label() == "<colorbar>":
+            continue
+        if not (axes.get_title() or named) or not axes.get_xlabel() or not axes.get_ylabel():
+            raise ValueError(f"figure: panel {index} needs a title and labels on both axes")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    html = (
+        f'<figure class="lossbook-figure"><img src="data:image/svg+xml;base64,{data}" alt="{escape(alt)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+    display({"text/html": html, "text/plain": f"{caption}\n{alt}"}, raw=True)
+
+
+def show_table(frame: pd.DataFrame, *, caption: str, formats: dict[str, str] | None = None) -> None:
+    """Put a frame on the page; `formats` maps columns to format strings such as "{:.2f}"."""
+    from IPython.display import HTML, display
+
+    style = frame.style.format(formats or {}, na_rep="–").hide(axis="index")
+    style = style.set_caption(caption).set_table_attributes('class="lossbook-table"')
+    display(HTML(f'<div class="lossbook-scroll">{style.to_html()}</div>'))
+
+
+def show_source(*functions: Callable[..., Any]) -> None:
+    """Show the library's own source of functions or classes, highlighted by the page."""
+    from IPython.display import display
+
+    for function in functions:
+        source = inspect.getsource(inspect.unwrap(function)).rstrip()
+        display({"text/markdown": f"```python\n{source}\n```", "text/plain": source}, raw=True)
+
+
+matplotlib.use("agg", force=False)

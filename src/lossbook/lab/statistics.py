@@ -1,0 +1,104 @@
+"""Differences over seeds, their intervals, and choosing settings on validation data."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+__all__ = ["Interval", "best_setting", "equivalence", "mean_interval", "paired"]
+
+
+class Interval(NamedTuple):
+    """A mean with its confidence limits and the number of values behind it."""
+
+    effect: float
+    low: float
+    high: float
+    n: int
+
+
+def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    r"""Mean and Student's interval, $\bar x\pm t_{n-1}\,s/\sqrt n$; of a single value it is the whole line.
+
+    Raises:
+        ValueError: if there is no value or one is not finite.
+    """
+    values = np.asarray(values, float)
+    if values.ndim != 1 or not values.size:
+        raise ValueError(f"values: expected a list of numbers, got shape {values.shape}")
+    if not np.isfinite(values).all():
+        raise ValueError(f"values: expected finite numbers, got {values.tolist()}")
+    n, mean = len(values), float(values.mean())
+    if n == 1:
+        return Interval(mean, -np.inf, np.inf, 1)
+    half = stats.t.ppf((1 + confidence) / 2, n - 1) * stats.sem(values)
+    return Interval(mean, mean - float(half), mean + float(half), n)
+
+
+def equivalence(values: Sequence[float], margin: float) -> float:
+    r"""The p-value of two one-sided tests (TOST) that the mean lies within $\pm$ `margin`.
+
+    It is below 0.025 exactly where the 95 % interval of `mean_interval` lies inside the margins.
+
+    Source:
+        Schuirmann (1987), Journal of Pharmacokinetics and Biopharmaceutics 15.
+    """
+    if not margin > 0:
+        raise ValueError(f"margin: expected a positive number, got {margin}")
+    above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, margin, alternative="less").pvalue
+    return float(max(above, below))
+
+
+def paired(
+    frame: pd.DataFrame,
+    metric: str,
+    treatment: str,
+    control: str,
+    *,
+    condition: str = "method",
+    by: str = "seed",
+) -> np.ndarray:
+    """Differences of a metric between two conditions, one for each seed.
+
+    Args:
+        frame: tidy results, one row a run.
+        metric: the column compared.
+        treatment, control: values of the column `condition`; the difference is the first less the second.
+        by: the column that pairs rows.
+
+    Raises:
+        ValueError: if a condition is missing, or the two do not have one row for each of the same seeds.
+    """
+    sides = []
+    for value in (treatment, control):
+        rows = frame[frame[condition] == value]
+        if rows.empty:
+            raise ValueError(f"{condition}: no {value!r}, got {sorted(frame[condition].unique())}")
+        if rows[by].duplicated().any():
+            raise ValueError(f"{by}: {value!r} has several rows for one {by}")
+        sides.append(rows.set_index(by)[metric].sort_index())
+    if not sides[0].index.equals(sides[1].index):
+        raise ValueError(f"{by}: {treatment!r} and {control!r} were not run on the same ones")
+    return (sides[0] - sides[1]).to_numpy()
+
+
+def best_setting(frame: pd.DataFrame, score: str, *, over: Sequence[str], per: str = "method") -> pd.DataFrame:
+    """The rows of the best setting of each method: that with the highest mean of `score` over its runs.
+
+    Args:
+        frame: tidy results, one row a run.
+        score: a column measured on validation data.
+        over: the columns tuned. A missing value is a setting like any other.
+        per: each value of this column is tuned by itself.
+    """
+    kept = []
+    for _, rows in frame.groupby(per, sort=False):
+        means = rows.groupby(list(over), dropna=False)[score].transform("mean")
+        # The first of equals: settings are listed in a fixed order.
+        first = rows.loc[means.idxmax(), list(over)]
+        same = (rows[list(over)].eq(first) | (rows[list(over)].isna() & first.isna())).all(axis=1)
+        kept.append(rows[same])
+    return pd.concat(kept, ignore_index=True)

@@ -1,0 +1,66 @@
+"""Kim and Kim, Temperature-Free Loss Function for Contrastive Learning (2025), arXiv:2501.17683."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossbook.methods._validate import Reduction
+from lossbook.methods.contrastive.common import cosine_similarity, diagonal_cross_entropy, paired
+
+__all__ = ["log_odds", "temperature_free_info_nce"]
+
+
+def log_odds(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    r"""Log-odds of the probability $(1+c)/2$, which stretch cosines in $[-1,1]$ over the real line.
+
+    $$s=\log\frac{1+c}{1-c}=2\operatorname{artanh}c$$
+
+    At $c=\pm1$ they are infinite, and rounding reaches these. Computed is $\log\frac{1+\epsilon+c}{1+\epsilon-c}$,
+    that is $2\operatorname{artanh}\frac{c}{1+\epsilon}$, with $\epsilon$ four times the dtype's spacing at 1 (float32:
+    $|s|\le15.3$): strictly increasing, with a finite gradient everywhere. A cosine that rounding took out of
+    $[-1,1]$ counts as $\pm1$, but its gradient passes: a plain clamp would cut it off exactly where two
+    embeddings coincide.
+
+    Args:
+        cosines: values in $[-1,1]$, float32 or float64.
+
+    Source:
+        arXiv:2501.17683; the form with $\epsilon$ is ours.
+    """
+    epsilon = 4 * torch.finfo(cosines.dtype).eps
+    cosines = cosines + (cosines.clamp(-1, 1) - cosines).detach()
+    return torch.log1p(cosines + epsilon) - torch.log1p(epsilon - cosines)
+
+
+def temperature_free_info_nce(
+    queries: Float[Tensor, "n d"],
+    keys: Float[Tensor, "n d"],
+    *,
+    symmetric: bool = False,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""InfoNCE with log-odds for logits: nothing to tune.
+
+    $$\ell_i=-\log\frac{e^{s_{ii}}}{\sum_j e^{s_{ij}}},\qquad s_{ij}=\log\frac{1+c_{ij}}{1-c_{ij}}$$
+
+    with $c_{ij}$ the cosine of query $i$ and key $j$. The gradient is that of InfoNCE at the local temperature
+    $\tau(c)=(1-c^2)/2$. Two different rows that coincide ($c_{ij}=1$, $j\ne i$) have a gradient that grows without
+    bound as they approach; it is finite here, but large: clip gradients where a batch holds duplicates.
+
+    Args:
+        queries: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
+        keys: as `queries`; the positive of query $i$ is key $i$.
+        symmetric: average with the loss in which keys look for their queries.
+        reduction: "mean", "sum", or "none" for the `n` losses.
+
+    Returns:
+        The loss, at least 0.
+
+    Raises:
+        ValueError: for shapes or dtypes other than these.
+
+    Source:
+        Kim and Kim (2025), arXiv:2501.17683.
+    """
+    logits = log_odds(cosine_similarity(*paired(queries, keys)))
+    return diagonal_cross_entropy(logits, symmetric=symmetric, reduction=reduction)
