@@ -19,6 +19,7 @@ from lossbook.lab.ledger import CheckFailed, Claim, Ledger, max_error
 from lossbook.lab.nets import EncoderProjector, cnn, mlp
 from lossbook.lab.plots import show, show_source, show_table, use_theme
 from lossbook.lab.statistics import Interval, best_setting, equivalence, mean_interval, paired
+from lossbook.lab.views import Views
 
 __all__ = [
     "CheckFailed",
@@ -30,6 +31,7 @@ __all__ = [
     "Interval",
     "Ledger",
     "NonFiniteError",
+    "Views",
     "accuracy",
     "best_setting",
     "choose_device",

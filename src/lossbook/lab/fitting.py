@@ -114,6 +114,7 @@ def fit(
     options: Mapping[str, Any] | None = None,
     schedule: Callable[[float], float] | None = None,
     noise: Noise | None = None,
+    transform: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     clip_norm: float | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
@@ -138,7 +139,9 @@ def fit(
         schedule: factor on the learning rate at a fraction, 0 to 1, of the steps done.
         noise: `noise(generator, steps)` returns tensors with the steps along the first dimension, drawn from the
             generator of one run (on its device).
-        clip_norm: gradients of a run with a larger norm are scaled down to it.
+        transform: makes a batch of what `loss` needs from rows and noise, for instance views of pictures. It does not
+            see hyperparameters, so it is done once for all runs of a seed.
+        clip_norm: gradients of a run with a larger norm are scaled down to it, as `torch.nn.utils.clip_grad_norm_` does.
         device: "auto" (CUDA, else CPU) or a device.
         dtype: of parameters and of floating-point data.
         progress: what the progress line calls this; None for no line.
@@ -156,7 +159,7 @@ def fit(
         for name, column in runs.select_dtypes("number").items()
     }
     seeds = [int(seed) for seed in runs["seed"]]
-    batches = _batches(data, examples, batch_size, epochs, seeds, noise, device, dtype)
+    batches = _batches(data, examples, batch_size, epochs, seeds, noise, transform, device, dtype)
 
     def losses(parameters, buffers, batch, run):
         def model(*inputs, **keywords):
@@ -182,13 +185,13 @@ def fit(
             values.sum().backward()
             norms = _gradient_norms(leaves)
             if clip_norm is not None:
-                _scale_gradients(leaves, (clip_norm / norms).clamp(max=1))
+                _scale_gradients(leaves, (clip_norm / (norms + 1e-6)).clamp(max=1))
             rates = hyperparameters["learning_rate"] * (schedule(step / steps) if schedule else 1)
             _step(stepper, leaves, rates)
             watch.see(values.detach(), norms)
             logged.append({name: value.detach() for name, value in extra.items()})
             advance()
-    watch.look(last=leaves)
+    watch.finish(leaves)
     return Fitted(
         runs=runs,
         history=watch.history(),
@@ -231,26 +234,28 @@ def _stack(build, runs, device, dtype):
     return modules[0].to("meta"), parameters, buffers
 
 
-def _batches(data, examples, batch_size, epochs, seeds, noise, device, dtype):
+def _batches(data, examples, batch_size, epochs, seeds, noise, transform, device, dtype):
     """What each step sees: by name, `(runs, batch, ...)`. Runs of one seed see the same."""
     distinct = list(dict.fromkeys(seeds))
-    orders = {seed: torch.Generator().manual_seed(seed) for seed in distinct}
-    draws = {seed: torch.Generator(device).manual_seed(seed) for seed in distinct}
-    step, drawn = 0, {}
+    run_of = None if distinct == seeds else torch.tensor([distinct.index(seed) for seed in seeds], device=device)
+    orders = [torch.Generator().manual_seed(seed) for seed in distinct]
+    draws = [torch.Generator(device).manual_seed(seed) for seed in distinct]
+    step, drawn = 0, []
     for _ in range(epochs):
-        order = {seed: torch.randperm(examples, generator=orders[seed]) for seed in distinct}
-        order = torch.stack([order[seed] for seed in seeds]).to(device)
+        order = torch.stack([torch.randperm(examples, generator=each) for each in orders]).to(device)
         for start in range(0, examples - batch_size + 1, batch_size):
             rows = order[:, start : start + batch_size]
             batch = {name: value[rows] for name, value in data.items()}
             if noise is not None:
                 now = step % NOISE_STEPS
                 if now == 0:
-                    drawn = {seed: noise(draws[seed], NOISE_STEPS) for seed in distinct}
-                for name in drawn[distinct[0]]:
-                    value = torch.stack([drawn[seed][name][now] for seed in seeds])
+                    drawn = [noise(each, NOISE_STEPS) for each in draws]
+                for name in drawn[0]:
+                    value = torch.stack([each[name][now] for each in drawn])
                     batch[name] = value.to(dtype) if value.is_floating_point() else value
-            yield batch
+            if transform is not None:
+                batch = vmap(transform)(batch)
+            yield batch if run_of is None else {name: value[run_of] for name, value in batch.items()}
             step += 1
 
 
@@ -292,21 +297,28 @@ class _Watch:
         if len(self.kept["loss"]) - self.looked >= LOOK_EVERY:
             self.look()
 
-    def look(self, last: Iterable[Tensor] = ()) -> None:
+    def look(self) -> None:
+        """Raise for the first loss or gradient norm, since the last look, that is not finite."""
+        if self.looked == len(self.kept["loss"]):
+            return
         new = {name: torch.stack(values[self.looked :]) for name, values in self.kept.items()}
         bad = ~torch.stack(list(new.values()), -1).isfinite()  # (steps, runs, quantities)
         if bad.any():
             step, run, quantity = bad.nonzero()[0].tolist()
             name = list(new)[quantity]
             self._raise(run, self.looked + step, name, new[name][step, run].item())
-        for leaf in last:
-            if not leaf.isfinite().all():
-                where = (~leaf.isfinite()).nonzero()[0]
-                self._raise(where[0].item(), len(self.kept["loss"]) - 1, "parameter", leaf[tuple(where)].item())
         self.looked = len(self.kept["loss"])
 
+    def finish(self, leaves: Iterable[Tensor]) -> None:
+        """A last look, and one at the parameters: after the last step no loss would show what became of them."""
+        self.look()
+        for leaf in leaves:
+            if not leaf.isfinite().all():
+                where = (~leaf.isfinite()).nonzero()[0].tolist()
+                self._raise(where[0], len(self.kept["loss"]) - 1, "parameter", leaf[tuple(where)].item())
+
     def _raise(self, run: int, step: int, quantity: str, value: float):
-        settings = ", ".join(f"{name}={value}" for name, value in self.runs.iloc[run].items())
+        settings = ", ".join(f"{name}={value}" for name, value in self.runs.to_dict("records")[run].items())
         raise NonFiniteError(f"run {run} ({settings}), step {step}: {quantity.replace('_', ' ')} is {value}")
 
     def history(self) -> pd.DataFrame:

@@ -152,14 +152,21 @@ class Claim:
 
         The interval on the claimed side of the margin: supported; on the other side: contradicted; across it:
         inconclusive. Several comparisons, given by name, must all hold: their intervals are widened together
-        (Bonferroni), and the one that speaks most against the claim is recorded.
+        (Bonferroni), and the one that speaks most against the claim is recorded. Without any value: inconclusive.
 
         Returns:
             "supported", "contradicted" or "inconclusive".
         """
+        if any(entry["id"] == self.id for entry in self.ledger.entries):
+            raise ValueError(f"claim {self.id} was judged already")
         named = values if isinstance(values, Mapping) else {"": values}
-        confidence = 1 - (1 - CONFIDENCE) / len(named)
-        intervals = {name: mean_interval(each, confidence=confidence) for name, each in named.items()}
+        confidence = 1 - (1 - CONFIDENCE) / max(1, len(named))
+        intervals = {
+            name: mean_interval(each, confidence=confidence)
+            if len(each)
+            else Interval(math.nan, -math.inf, math.inf, 0)
+            for name, each in (named or {"": ()}).items()
+        }
         name, weakest = min(intervals.items(), key=lambda item: self._room(item[1]))
         verdict = self._verdict(weakest)
         self.ledger._add(
@@ -169,9 +176,10 @@ class Claim:
                 "statement": self.statement,
                 "criterion": self.criterion,
                 "verdict": verdict,
-                "effect": weakest.effect,
-                "low": weakest.low if math.isfinite(weakest.low) else None,
-                "high": weakest.high if math.isfinite(weakest.high) else None,
+                **{
+                    key: number if math.isfinite(number := getattr(weakest, key)) else None
+                    for key in ("effect", "low", "high")
+                },
                 "margin": self.margin,
                 "seeds": weakest.n,
                 "unit": self.unit,
@@ -245,7 +253,7 @@ def _evidence(entry: dict[str, Any]) -> str:
     low, high = _number(entry["low"], "−∞"), _number(entry["high"], "∞")
     against = f", against {entry['against']} (of {entry['comparisons']})" if "against" in entry else ""
     seeds = f"{entry['seeds']} seed{'s' if entry['seeds'] > 1 else ''}"
-    return f"{entry['effect']:.3g} [{low}, {high}] {entry['unit']}{against}, margin {entry['margin']:g}, {seeds}"
+    return f"{_number(entry['effect'], 'no value')} [{low}, {high}] {entry['unit']}{against}, margin {entry['margin']:g}, {seeds}"
 
 
 def _box(entry: dict[str, Any]) -> str:

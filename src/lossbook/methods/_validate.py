@@ -24,7 +24,7 @@ def reduce(values: Tensor, reduction: Reduction) -> Tensor:
     raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
 
 
-def floating(name: str, value: Tensor) -> Tensor:
+def floating(name: str, value: object) -> Tensor:
     """The tensor, in float32 if it comes in half precision; ValueError if it is not floating point."""
     if not isinstance(value, Tensor):
         raise ValueError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
@@ -33,7 +33,7 @@ def floating(name: str, value: Tensor) -> Tensor:
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
-def positive(name: str, value: float | Tensor) -> None:
+def positive(name: str, value: object) -> None:
     """ValueError unless the number is positive and finite; of a tensor only the dtype and shape are checked."""
     if isinstance(value, Tensor):
         if not value.is_floating_point() or value.ndim:

@@ -4,11 +4,13 @@ import numpy as np
 
 from lossbook.lab.data import SHIPPED, _fashion_mnist_file, _stratified
 
+SIZES = {"train": 5_000, "test": 2_000}
+
 
 def fashion_mnist() -> None:
-    """The first choice of a stratified, seeded draw: 5,000 training and 2,000 test pictures, uint8."""
+    """A stratified, seeded draw of both parts, uint8."""
     arrays = {}
-    for part, size in (("train", 5_000), ("test", 2_000)):
+    for part, size in SIZES.items():
         images, targets = (_fashion_mnist_file(f"{part}_{what}") for what in ("images", "targets"))
         share = size / len(targets)
         chosen = _stratified(targets, {"kept": share, "left": 1 - share})["kept"]

@@ -23,9 +23,9 @@ def paired(
         if value.ndim != 2 or 0 in value.shape:
             raise ValueError(f"{name}: expected shape (n, d) with n and d at least 1, got {tuple(value.shape)}")
     for what in ("shape", "dtype", "device"):
-        ours, theirs = getattr(queries, what), getattr(keys, what)
-        if ours != theirs:
-            raise ValueError(f"keys: expected the {what} of queries, {ours}, got {theirs}")
+        expected, got = getattr(queries, what), getattr(keys, what)
+        if expected != got:
+            raise ValueError(f"keys: expected the {what} of queries, {expected}, got {got}")
     return floating("queries", queries), floating("keys", keys)
 
 

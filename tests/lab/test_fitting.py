@@ -1,0 +1,269 @@
+"""The stacked loop against runs alone and against the loop that anyone would write."""
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lossbook import lab
+from lossbook.lab.fitting import NOISE_STEPS, choose_device
+
+DRAW = torch.Generator().manual_seed(0)
+DATA = {
+    "inputs": torch.randn(100, 6, generator=DRAW, dtype=torch.float64),
+    "targets": torch.randint(0, 3, (100,), generator=DRAW),
+}
+
+
+def build(run):
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def noise(generator, steps):
+    return {"noise": 0.1 * torch.randn(steps, 20, 6, generator=generator, dtype=torch.float64)}
+
+
+def loss(model, batch, run):
+    logits = model(batch["inputs"] + batch["noise"])
+    return F.cross_entropy(logits, batch["targets"]) * run.get("weight", 1)
+
+
+def fit(runs, **changes):
+    settings = {
+        "epochs": 5, "batch_size": 20, "noise": noise, "dtype": torch.float64, "device": "cpu", "progress": None,
+    }  # fmt: skip
+    return lab.fit(changes.pop("build", build), changes.pop("loss", loss), DATA, runs, **settings | changes)
+
+
+def close(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+def plain_loop(seed, optimizer, rate, options, *, build=build, clip_norm=None, schedule=None, epochs=5):
+    """One run the ordinary way: the oracle."""
+    torch.manual_seed(seed)
+    model = build({}).double()
+    stepper = optimizer(model.parameters(), lr=rate, **options)
+    order, draw = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+    history, step = [], 0
+    for _ in range(epochs):
+        rows = torch.randperm(100, generator=order)
+        for start in range(0, 100, 20):
+            if step % NOISE_STEPS == 0:
+                block = noise(draw, NOISE_STEPS)["noise"]
+            picked = rows[start : start + 20]
+            value = F.cross_entropy(model(DATA["inputs"][picked] + block[step % NOISE_STEPS]), DATA["targets"][picked])
+            stepper.zero_grad()
+            value.backward()
+            if clip_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+            if schedule:
+                stepper.param_groups[0]["lr"] = rate * schedule(step / (5 * epochs))
+            stepper.step()
+            history.append(value.item())
+            step += 1
+    return model, history
+
+
+def test_a_run_does_not_depend_on_the_stack():
+    runs = [
+        {"seed": seed, "learning_rate": rate, "weight": weight}
+        for seed, rate, weight in zip(range(16), torch.logspace(-4, -1, 16).tolist(), [1.0, 3.0] * 8, strict=True)
+    ]
+    stacked = fit(runs)
+    for index in (0, 7, 15):
+        alone = fit([runs[index]])
+        for name, value in alone.parameters.items():
+            close(stacked.parameters[name][index], value[0])
+        losses = stacked.history.query("run == @index")["loss"].to_numpy()
+        assert losses == pytest.approx(alone.history["loss"].to_numpy(), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate", "options"),
+    [
+        (torch.optim.Adam, 1e-2, {}),
+        (torch.optim.SGD, 0.1, {"momentum": 0.9, "weight_decay": 0.01}),
+        (torch.optim.AdamW, 1e-2, {"weight_decay": 0.1}),
+    ],
+)
+@pytest.mark.parametrize("extra", [{}, {"clip_norm": 0.1}, {"schedule": lambda fraction: 1 - fraction}])
+def test_agrees_with_a_plain_loop(optimizer, rate, options, extra):
+    fitted = fit(lab.grid(seed=[3, 4], learning_rate=[rate]), optimizer=optimizer, options=options, **extra)
+    for index, seed in enumerate([3, 4]):
+        model, history = plain_loop(seed, optimizer, rate, options, **extra)
+        assert fitted.history.query("run == @index")["loss"].to_numpy() == pytest.approx(history, abs=1e-9)
+        for name, value in model.named_parameters():
+            close(fitted.parameters[name][index], value.detach())
+
+
+def test_learning_rates_of_their_own():
+    fitted = fit(lab.grid(seed=[0], learning_rate=[1e-3, 1e-1]))
+    for index, rate in enumerate([1e-3, 1e-1]):
+        model, _ = plain_loop(0, torch.optim.Adam, rate, {})
+        close(fitted.parameters["0.weight"][index], model[0].weight.detach())
+
+
+def test_batch_norm_statistics_belong_to_their_run():
+    def build(run):
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    fitted = fit(lab.grid(seed=[3, 4], learning_rate=[0.1]), build=build, optimizer=torch.optim.SGD)
+    for index, seed in enumerate([3, 4]):
+        model, _ = plain_loop(seed, torch.optim.SGD, 0.1, {}, build=build)
+        for name, value in model.named_buffers():
+            close(fitted.buffers[name][index].double(), value.double())
+        close(fitted.predict(DATA["inputs"])[index], model.eval()(DATA["inputs"]).detach())
+
+
+def test_module_and_predict_are_the_same_network():
+    fitted = fit(lab.grid(seed=range(3), learning_rate=[1e-2]))
+    outputs = fitted.predict(DATA["inputs"], batch_size=32)
+    assert outputs.shape == (3, 100, 3)
+    for run in range(3):
+        module = fitted.module(run)
+        assert not module.training
+        close(module(DATA["inputs"]).detach(), outputs[run])
+    with torch.no_grad():
+        module[0].weight.zero_()
+    assert fitted.parameters["0.weight"].abs().min() > 0  # a copy of its own
+
+
+def test_same_seed_differs_in_nothing_but_hyperparameters():
+    fitted = fit(lab.grid(seed=[1], learning_rate=[1e-3, 1e-1]))
+    first = fitted.history.query("step == 0")["loss"]
+    assert first.nunique() == 1
+    assert fitted.history.query("step == 9")["loss"].nunique() == 2
+
+
+def test_transform_sees_each_seed_once_and_replaces_the_batch():
+    widths = []
+
+    def transform(batch):
+        widths.append(tuple(batch["inputs"].shape))
+        return {"inputs": batch["inputs"] + batch["noise"], "targets": batch["targets"]}
+
+    def loss(model, batch, run):
+        return F.cross_entropy(model(batch["inputs"]), batch["targets"])
+
+    runs = lab.grid(seed=[0, 1], learning_rate=[1e-3, 1e-2])
+    ours, theirs = fit(runs, transform=transform, loss=loss), fit(runs)
+    close(ours.parameters["0.weight"], theirs.parameters["0.weight"])
+    assert widths == [(20, 6)] * 25  # mapped: once a step
+
+
+def test_what_the_loss_logs_is_kept():
+    def logging(model, batch, run):
+        value = loss(model, batch, run)
+        return value, {"twice": torch.stack([2 * value, value])}
+
+    fitted = fit(lab.grid(seed=range(2), learning_rate=[1e-3]), loss=logging)
+    assert fitted.logged["twice"].shape == (2, 25, 2)
+    assert not fitted.logged["twice"].requires_grad
+    recorded = torch.tensor(fitted.history["loss"].to_numpy()).view(2, 25)
+    close(fitted.logged["twice"][..., 1], recorded)
+
+
+def test_gradient_norm_is_that_before_clipping():
+    runs = lab.grid(seed=[0], learning_rate=[0.0])  # nothing moves
+    free, clipped = fit(runs), fit(runs, clip_norm=1e-3)
+    pd.testing.assert_frame_equal(free.history, clipped.history)
+    module, batch = free.module(0).train(), {"inputs": DATA["inputs"][:20], "targets": DATA["targets"][:20]}
+    batch["inputs"] = DATA["inputs"][rows := torch.randperm(100, generator=torch.Generator().manual_seed(0))[:20]]
+    batch["targets"], batch["noise"] = (
+        DATA["targets"][rows],
+        noise(torch.Generator().manual_seed(0), NOISE_STEPS)["noise"][0],
+    )
+    loss(module, batch, {}).backward()
+    norm = torch.cat([p.grad.flatten() for p in module.parameters()]).norm().item()
+    assert free.history["gradient_norm"][0] == pytest.approx(norm, abs=1e-12)
+
+
+@pytest.mark.parametrize("at", [0, 7, 24])
+def test_the_first_bad_loss_is_named(at):
+    calls = []
+
+    def breaking(model, batch, run):
+        calls.append(1)
+        value = loss(model, batch, run)
+        return torch.where((run["seed"] == 5) & torch.tensor(len(calls) == at + 1), torch.inf, value)
+
+    with pytest.raises(lab.NonFiniteError, match=rf"run 1 \(seed=5, learning_rate=0.001\), step {at}: loss is inf"):
+        fit(lab.grid(seed=[4, 5], learning_rate=[1e-3]), loss=breaking)
+
+
+def test_a_bad_gradient_and_a_bad_parameter_are_named():
+    def root(model, batch, run):  # value 0, slope infinite
+        return (model(batch["inputs"]) * 0).sum().abs().sqrt() + loss(model, batch, run)
+
+    with pytest.raises(lab.NonFiniteError, match="step 0: gradient norm is nan"):
+        fit(lab.grid(seed=[0], learning_rate=[1e-3]), loss=root)
+    with pytest.raises(lab.NonFiniteError, match=r"run 0 .* step 4: parameter is -?(inf|nan)"):
+        fit(
+            lab.grid(seed=[0], learning_rate=[1e-3]), epochs=1, optimizer=torch.optim.SGD,
+            schedule=lambda fraction: 1e400 if fraction == 0.8 else 1,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"runs": [{"seed": 0}]}, "runs: every run needs a learning_rate"),
+        ({"runs": [{"learning_rate": 1.0}]}, "runs: every run needs a seed"),
+        ({"runs": []}, "runs: every run needs a seed"),
+        ({"runs": [{"seed": 0, "learning_rate": 1.0}, {"seed": 1}]}, "runs: every run needs a learning_rate"),
+        ({"batch_size": 101}, "batch_size: expected 1 to 100"),
+        ({"batch_size": 0}, "batch_size: expected 1 to 100"),
+        ({"epochs": 0}, "epochs: expected at least 1"),
+        ({"device": "abacus"}, "device: expected"),
+        (
+            {"loss": lambda model, batch, run: model(batch["inputs"]).sum(1)},
+            "loss: expected a tensor without dimensions",
+        ),
+    ],
+)
+def test_bad_settings_are_refused(change, message):
+    runs = change.pop("runs", lab.grid(seed=[0], learning_rate=[1e-3]))
+    with pytest.raises(ValueError, match=message):
+        fit(runs, **change)
+
+
+def test_data_of_unequal_length_is_refused():
+    with pytest.raises(
+        ValueError, match="data: expected tensors of the same length, got {'inputs': 100, 'targets': 99}"
+    ):
+        lab.fit(
+            build, loss, DATA | {"targets": DATA["targets"][:99]}, lab.grid(seed=[0], learning_rate=[1.0]),
+            epochs=1, batch_size=5,
+        )  # fmt: skip
+
+
+def test_fitting_leaves_the_global_generator_alone():
+    torch.manual_seed(0)
+    expected = torch.rand(())
+    torch.manual_seed(0)
+    fit(lab.grid(seed=range(2), learning_rate=[1e-3]))
+    assert torch.rand(()) == expected
+
+
+def test_auto_is_cuda_where_there_is_one():
+    assert choose_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert choose_device("cpu").type == "cpu"
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match='device: expected "auto", "cpu" or "cuda", got \'cuda\''):
+            choose_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_agrees_with_the_cpu():
+    def loss(model, batch, run):
+        return F.cross_entropy(model(batch["inputs"]), batch["targets"])
+
+    runs = lab.grid(seed=range(3), learning_rate=[1e-2])
+    ours, theirs = fit(runs, loss=loss, noise=None, device="cuda"), fit(runs, loss=loss, noise=None)
+    torch.testing.assert_close(ours.parameters["0.weight"].cpu(), theirs.parameters["0.weight"], rtol=1e-7, atol=1e-7)
+
+
+def test_grid_is_every_combination():
+    assert lab.grid(seed=[0, 1], rate=[0.1]) == [{"seed": 0, "rate": 0.1}, {"seed": 1, "rate": 0.1}]

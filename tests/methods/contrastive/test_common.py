@@ -1,0 +1,173 @@
+"""InfoNCE and what contrastive losses share, against PyTorch and pytorch-metric-learning."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from pytorch_metric_learning.losses import NTXentLoss
+from support import rejects, unhooked
+
+from lossbook.methods.contrastive import cosine_similarity, info_nce
+from lossbook.methods.contrastive.common import diagonal_cross_entropy, unit
+
+
+def pair(n=8, d=5, *, seed=0, dtype=torch.float64, scale=1.0):
+    draw = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(2, n, d, generator=draw, dtype=torch.float64)
+    return (scale * x).to(dtype).requires_grad_(), (scale * y).to(dtype).requires_grad_()
+
+
+def oracle(x, y, temperature, reduction="mean"):
+    logits = F.normalize(x) @ F.normalize(y).T / temperature
+    return F.cross_entropy(logits, torch.arange(len(x)), reduction=reduction)
+
+
+def agree(ours, theirs, inputs, tolerance=1e-10):
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    gradients = (torch.autograd.grad(loss.sum(), inputs) for loss in (ours, theirs))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.1, 1.0, 10.0])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_is_cross_entropy_over_cosines(temperature, reduction):
+    x, y = pair()
+    agree(info_nce(x, y, temperature=temperature, reduction=reduction), oracle(x, y, temperature, reduction), (x, y))
+
+
+def test_symmetric_is_the_mean_of_both_directions():
+    x, y = pair()
+    agree(info_nce(x, y, symmetric=True), (oracle(x, y, 0.1) + oracle(y, x, 0.1)) / 2, (x, y))
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+def test_agrees_with_pytorch_metric_learning(temperature):
+    # Their form: keys as references, with the query's own label as the only positive.
+    x, y = pair()
+    labels = torch.arange(len(x))
+    theirs = NTXentLoss(temperature)(x, labels, ref_emb=y, ref_labels=labels.clone())
+    agree(info_nce(x, y, temperature=temperature), theirs, (x, y), tolerance=1e-8)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradcheck(symmetric):
+    x, y = pair(4, 3)
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, y, t: info_nce(x, y, temperature=t, symmetric=symmetric), (x, y, temperature)
+    )
+
+
+def test_bounds_are_reached_by_two_opposite_pairs():
+    x = torch.tensor([[1.0, 0], [-1, 0]], dtype=torch.float64)
+    for temperature in (0.1, 1.0):
+        best = math.log1p(math.exp(-2 / temperature))
+        worst = math.log1p(math.exp(2 / temperature))
+        assert info_nce(x, x, temperature=temperature).item() == pytest.approx(best, abs=1e-15)
+        assert info_nce(x, -x, temperature=temperature).item() == pytest.approx(worst)
+
+
+def test_limits_of_the_temperature():
+    x, y = pair(16, 4)
+    assert info_nce(x, y, temperature=1e9).item() == pytest.approx(math.log(16), abs=1e-6)
+    cosines = cosine_similarity(x, y).detach()
+    gap = (cosines.max(1).values - cosines.diagonal()).mean().item()
+    assert 1e-6 * info_nce(x, y, temperature=1e-6).item() == pytest.approx(gap, abs=1e-5)
+
+
+def test_one_pair_has_nothing_to_tell_apart():
+    x, y = pair(1, 3)
+    assert info_nce(x, y).item() == 0
+
+
+@given(n=st.integers(1, 6), d=st.integers(1, 6), exponent=st.floats(-30, 30), seed=st.integers(0, 99))
+def test_directions_do_not_depend_on_scale(n, d, exponent, seed):
+    (x, _) = pair(n, d, seed=seed)
+    scaled = unit((10.0**exponent) * x)
+    torch.testing.assert_close(scaled, F.normalize(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-8, 1e8, 1e30])
+def test_scale_in_single_precision(scale):
+    x, y = pair(dtype=torch.float32, scale=scale)
+    loss = info_nce(x, y)
+    torch.testing.assert_close(loss.double(), oracle(*pair(), 0.1), rtol=1e-5, atol=1e-5)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (x, y)))
+
+
+def test_zero_embedding_is_orthogonal_to_all():
+    x, y = pair()
+    x = x.detach().clone()
+    x[0] = 0
+    x.requires_grad_()
+    assert (cosine_similarity(x, y)[0] == 0).all()
+    assert torch.autograd.grad(info_nce(x, y), x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_single(dtype):
+    x, y = pair(dtype=dtype)
+    loss = info_nce(x, y)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, info_nce(x.float(), y.float()), rtol=0, atol=0)
+    assert torch.autograd.grad(loss, x)[0].dtype == dtype
+
+
+def test_autocast_does_not_reach_inside():
+    x, y = pair(64, 32, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = info_nce(x, y)
+    torch.testing.assert_close(loss, info_nce(x, y), rtol=0, atol=0)
+
+
+def test_vmap_over_batches_and_temperatures():
+    batches = torch.randn(3, 2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    temperatures = torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
+    mapped = torch.vmap(lambda pair, t: info_nce(pair[0], pair[1], temperature=t))(batches, temperatures)
+    single = [info_nce(*pair, temperature=float(t)) for pair, t in zip(batches, temperatures, strict=True)]
+    torch.testing.assert_close(mapped, torch.stack(single), rtol=1e-12, atol=1e-12)
+
+
+def test_compile_without_graph_breaks():
+    x, y = pair()
+    loss = unhooked("lossbook.methods.contrastive.common").info_nce
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    agree(compiled(x, y, temperature=0.2), oracle(x, y, 0.2), (x, y))
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "names"),
+    [
+        (torch.ones(3), torch.ones(3), "queries"),
+        (torch.ones(3, 2, 2), torch.ones(3, 2, 2), "queries"),
+        (torch.ones(0, 2), torch.ones(0, 2), "queries"),
+        (torch.ones(3, 0), torch.ones(3, 0), "queries"),
+        (torch.ones(3, 2), torch.ones(4, 2), "keys"),
+        (torch.ones(3, 2), torch.ones(3, 1), "keys"),
+        (torch.ones(3, 2), torch.ones(3, 2).double(), "keys"),
+        (torch.ones(3, 2), torch.ones(3, 2, device="meta"), "keys"),
+        (torch.ones(3, 2, dtype=torch.int64), torch.ones(3, 2), "queries"),
+        (torch.ones(3, 2), torch.ones(3, 2, dtype=torch.bool), "keys"),
+        ([[1.0]], torch.ones(1, 1), "queries"),
+        (torch.ones(1, 1), None, "keys"),
+    ],
+)
+def test_bad_embeddings_are_refused(queries, keys, names):
+    rejects(info_nce, queries, keys, names=names)
+
+
+@pytest.mark.parametrize(
+    "temperature",
+    [0, 0.0, -1.0, math.nan, math.inf, "0.1", None, True, torch.ones(2), torch.tensor(1)],
+)
+def test_bad_temperatures_are_refused(temperature):
+    rejects(info_nce, torch.ones(2, 2), torch.ones(2, 2), temperature=temperature, names="temperature")
+
+
+def test_bad_reduction_is_refused():
+    rejects(info_nce, torch.ones(2, 2), torch.ones(2, 2), reduction="average", names="reduction")
+    rejects(diagonal_cross_entropy, torch.ones(2, 2), reduction=None, names="reduction")
