@@ -141,7 +141,7 @@ def fit(
             generator of one run (on its device).
         transform: makes a batch of what `loss` needs from rows and noise, for instance views of pictures. It does not
             see hyperparameters, so it is done once for all runs of a seed.
-        clip_norm: gradients of a run with a larger norm are scaled down to it, as `torch.nn.utils.clip_grad_norm_` does.
+        clip_norm: gradients of a run with a larger norm are scaled down to it (`torch.nn.utils.clip_grad_norm_`).
         device: "auto" (CUDA, else CPU) or a device.
         dtype: of parameters and of floating-point data.
         progress: what the progress line calls this; None for no line.

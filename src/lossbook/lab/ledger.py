@@ -253,7 +253,8 @@ def _evidence(entry: dict[str, Any]) -> str:
     low, high = _number(entry["low"], "−∞"), _number(entry["high"], "∞")
     against = f", against {entry['against']} (of {entry['comparisons']})" if "against" in entry else ""
     seeds = f"{entry['seeds']} seed{'s' if entry['seeds'] > 1 else ''}"
-    return f"{_number(entry['effect'], 'no value')} [{low}, {high}] {entry['unit']}{against}, margin {entry['margin']:g}, {seeds}"
+    effect = f"{_number(entry['effect'], 'no value')} [{low}, {high}] {entry['unit']}"
+    return f"{effect}{against}, margin {entry['margin']:g}, {seeds}"
 
 
 def _box(entry: dict[str, Any]) -> str:

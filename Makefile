@@ -1,0 +1,41 @@
+# The verbs are the manual: make help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# One torch thread a process, waiting passively: a second thread that spins beside a busy process slows both.
+export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
+
+.DEFAULT_GOAL := help
+.PHONY: help environment book serve test lint clean
+
+help: ## say what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+environment: $(VENV)/.installed ## create .venv and install everything pinned in constraints.txt
+
+# Made anew when what it should hold has changed; a half-made one has no stamp and is finished next time.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "lossbook needs Python 3.11 to 3.13, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+book: environment ## run every notebook at the profile `quick` and build the site
+	$(BIN)/lossbook build
+
+serve: environment ## show the site that was built last
+	$(BIN)/lossbook serve
+
+lint: environment ## style and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/lint-imports --no-cache
+
+test: lint ## lint, all tests, and every notebook at the profile `smoke`
+	$(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report term:skip-covered
+
+clean: ## remove what was built; the environment stays (rm -r .venv removes it)
+	rm -rf _build .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

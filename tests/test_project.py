@@ -1,0 +1,143 @@
+"""The project's own files agree with each other."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+CONDA_NAMES = {"pytorch": "torch"}
+
+
+def declared() -> dict[str, SpecifierSet]:
+    texts = [*PROJECT["dependencies"], *(text for extra in PROJECT["optional-dependencies"].values() for text in extra)]
+    requirements = map(Requirement, texts)
+    return {canonicalize_name(r.name): r.specifier for r in requirements if r.name != PROJECT["name"]}
+
+
+def pinned() -> dict[str, str]:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    pins = dict(re.fullmatch(r"([\w.-]+)==([\w.+!-]+)", line).groups() for line in lines)
+    return {canonicalize_name(name): version for name, version in pins.items()}
+
+
+def test_environment_states_the_dependencies_of_pyproject():
+    listed = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    flat = [text for item in listed for text in (item["pip"] if isinstance(item, dict) else [item]) if text != "pip"]
+    requirements = [Requirement(text) for text in flat]
+    stated = {canonicalize_name(CONDA_NAMES.get(r.name, r.name)): r.specifier for r in requirements}
+    assert stated.pop("python") == SpecifierSet(PROJECT["requires-python"])
+    assert stated == declared()
+
+
+def test_constraints_pin_every_dependency_within_its_range():
+    pins = pinned()
+    for name, specifier in declared().items():
+        assert pins[name] in specifier, name
+    assert pins["torch"] == "2.13.0"
+
+
+def needed(name: str, extras: tuple[str, ...] = ()) -> set[str]:
+    """Everything that a distribution pulls in here, itself excepted."""
+    found, queue = set(), [(name, extras)]
+    while queue:
+        name, extras = queue.pop()
+        for text in requires(name) or []:
+            requirement = Requirement(text)
+            marker = requirement.marker
+            if marker is None or any(marker.evaluate({"extra": extra}) for extra in (*extras, "")):
+                key = canonicalize_name(requirement.name)
+                if (key, *requirement.extras) not in found:
+                    found.add((key, *requirement.extras))
+                    queue.append((requirement.name, tuple(requirement.extras)))
+    return {key for key, *_ in found} - {PROJECT["name"]}
+
+
+def test_constraints_are_what_is_installed():
+    pins = pinned()
+    # What torch brings for a GPU differs from machine to machine.
+    ours = {name for name in needed("lossbook", ("dev",)) if not name.startswith(("nvidia", "cuda", "triton"))}
+    ours -= {"setuptools"}
+    assert {name: version(name).split("+")[0] for name in ours} == {name: pins.get(name) for name in ours}
+    assert not pins.keys() - ours, "pinned, but nothing needs it"
+
+
+def test_importing_the_library_imports_nothing_heavy():
+    code = "import sys, lossbook; print(*(m for m in ('torch', 'pandas', 'seaborn', 'sklearn', 'typer') if m in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_methods_need_nothing_but_the_library_dependencies():
+    code = """
+import sys
+for name in ("pandas", "seaborn", "sklearn", "scipy", "matplotlib", "IPython", "beartype"):
+    sys.modules[name] = None  # an import of it fails
+import lossbook
+for part in lossbook.methods.__all__:
+    print(*getattr(lossbook.methods, part).__all__)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"info_nce", "isometric_group_number"} <= set(done.stdout.split())
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    import lossbook
+
+    with pytest.raises(AttributeError, match="module 'lossbook' has no attribute 'loss'"):
+        _ = lossbook.loss
+    with pytest.raises(AttributeError, match="no attribute 'contrastve'; the parts are contrastive, layers"):
+        _ = lossbook.methods.contrastve
+    assert lossbook.__version__ == PROJECT["version"]
+
+
+def test_parts_refuse_two_owners_of_a_name(tmp_path, monkeypatch):
+    package = tmp_path / "part"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "from lossbook.methods._parts import public_names\n__all__ = public_names(globals())\n"
+    )
+    (package / "one.py").write_text('__all__ = ["loss"]\nloss = 1\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    import part
+
+    assert part.__all__ == ["loss"] and part.loss == 1
+    (package / "two.py").write_text('__all__ = ["loss"]\nloss = 2\n')
+    del sys.modules["part"]
+    with pytest.raises(ImportError, match=r"loss is public in both part.one and part.two"):
+        import part  # noqa: F811
+
+
+PAPERS = sorted(path.relative_to(ROOT / "notebooks").with_suffix("") for path in (ROOT / "notebooks").glob("*/*.py"))
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=str)
+def test_a_paper_has_the_same_name_in_every_tree(paper):
+    part, slug = paper.parts
+    assert (ROOT / "src/lossbook/methods" / part / f"{slug}.py").is_file()
+    assert (ROOT / "tests/methods" / part / f"test_{slug}.py").is_file()
+    assert re.search(rf"^{part},{slug},", (ROOT / "book/catalogue.csv").read_text(), re.MULTILINE)
+    assert re.search(rf"@\w+{{{slug},", (ROOT / "book/references.bib").read_text())
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=str)
+def test_public_functions_say_what_they_compute(paper):
+    tree = ast.parse((ROOT / "src/lossbook/methods" / paper.with_suffix(".py")).read_text())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            text = ast.get_docstring(node) or ""
+            assert "Args:" in text and "Source:" in text, f"{node.name} lacks a section"
+
+
+def test_no_executed_notebook_is_in_the_repository():
+    files = subprocess.run(["git", "ls-files", "*.ipynb"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert not files
