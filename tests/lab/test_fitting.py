@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossbook import lab
+from lossbook.lab import fitting
 from lossbook.lab.fitting import NOISE_STEPS, choose_device
 
 DRAW = torch.Generator().manual_seed(0)
@@ -245,6 +246,17 @@ def test_fitting_leaves_the_global_generator_alone():
     torch.manual_seed(0)
     fit(lab.grid(seed=range(2), learning_rate=[1e-3]))
     assert torch.rand(()) == expected
+
+
+def test_progress_is_one_line_in_a_notebook_and_nothing_in_a_pipe(monkeypatch, capsys):
+    runs = lab.grid(seed=range(2), learning_rate=[1e-3])
+    fit(runs, progress="training")
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(fitting, "_in_notebook", lambda: True)
+    fit(runs, progress="training")
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and "training: 2 runs, step 1 of 25" in out
+    assert out.splitlines()[-1].lstrip("\r").startswith("training: 2 runs of 25 steps in ")
 
 
 def test_auto_is_cuda_where_there_is_one():

@@ -5,6 +5,7 @@ mapped over them, and one optimiser updates them together. What a run learns doe
 it was stacked with.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from tqdm import tqdm
 
 __all__ = ["Fitted", "NonFiniteError", "choose_device", "fit", "grid"]
 
@@ -334,36 +336,25 @@ def _progress_line(name: str | None, runs: int, steps: int, device: torch.device
     if name is None:
         yield lambda: None
         return
-    from tqdm import tqdm
-
-    started, done, handle, shown = time.perf_counter(), 0, _notebook_line(), 0.0
-    bar = tqdm(total=steps, desc=f"{name}, {runs} runs", leave=False, disable=True if handle else None)
+    notebook = _in_notebook()
+    started, done, shown = time.perf_counter(), 0, 0.0
+    bar = tqdm(total=steps, desc=f"{name}, {runs} runs", leave=False, disable=True if notebook else None)
 
     def advance():
         nonlocal done, shown
         done += 1
         bar.update()
-        if handle and (now := time.perf_counter()) - shown > 0.5:
+        if notebook and (now := time.perf_counter()) - shown > 0.5:
             shown = now
-            handle(f"{name}: {runs} runs, step {done} of {steps}")
+            print(f"\r{name}: {runs} runs, step {done} of {steps}".ljust(79), end="", flush=True)
 
-    try:
+    with bar:
         yield advance
-    finally:
-        bar.close()
-    if handle:
+    if notebook:
         seconds = time.perf_counter() - started
-        handle(f"{name}: {runs} runs of {steps} steps in {seconds:.1f} s on {device.type}")
+        print(f"\r{name}: {runs} runs of {steps} steps in {seconds:.1f} s on {device.type}".ljust(79))
 
 
-def _notebook_line() -> Callable[[str], None] | None:
-    """Writes and rewrites one line of a notebook's output, if this is a notebook."""
-    try:
-        from IPython import get_ipython
-        from IPython.display import display
-    except ImportError:
-        return None
-    if not getattr(get_ipython(), "kernel", None):
-        return None
-    handle = display({"text/plain": ""}, raw=True, display_id=True)
-    return lambda text: handle.update({"text/plain": text}, raw=True)
+def _in_notebook() -> bool:
+    shell = sys.modules.get("IPython") and sys.modules["IPython"].get_ipython()
+    return getattr(shell, "kernel", None) is not None

@@ -248,11 +248,11 @@ def _number(value: float | None, missing: str) -> str:
 def _evidence(entry: dict[str, Any]) -> str:
     if entry["kind"] == "check":
         error = _number(entry["error"], "not finite")
-        cases = f"{entry['cases']:,} case{'s' if entry['cases'] > 1 else ''}"
+        cases = f"{entry['cases']:,} case{'' if entry['cases'] == 1 else 's'}"
         return f"error {error}, tolerance {entry['tolerance']:.2g}, {cases}"
     low, high = _number(entry["low"], "−∞"), _number(entry["high"], "∞")
     against = f", against {entry['against']} (of {entry['comparisons']})" if "against" in entry else ""
-    seeds = f"{entry['seeds']} seed{'s' if entry['seeds'] > 1 else ''}"
+    seeds = f"{entry['seeds']} seed{'' if entry['seeds'] == 1 else 's'}"
     effect = f"{_number(entry['effect'], 'no value')} [{low}, {high}] {entry['unit']}"
     return f"{effect}{against}, margin {entry['margin']:g}, {seeds}"
 

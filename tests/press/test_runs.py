@@ -1,0 +1,170 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def printed(notebook):
+    return "".join(o.get("text", "") for cell in notebook.cells for o in cell.get("outputs", []))
+
+
+def test_a_run_gets_its_parameters_and_is_recorded(tiny, entries_code):
+    tiny.notebook("paper", entries_code + "\nprint(seeds, rate, rates, kind, full, device)")
+    done = tiny.run("run", "paper", "--profile", "smoke", "-p", "rates=[1, 2]", "-p", "full=true")
+    path = tiny.root / done.stdout.splitlines()[-1]
+    assert path.parent == tiny.root / "_build" / "runs" / "paper"
+    notebook = read(path)
+    assert printed(notebook) == "2 0.001 [1.0, 2.0] plain True auto\n"
+    run = notebook.metadata.lossbook.run
+    assert (run.slug, run.part, run.profile, run.status) == ("paper", "part_one", "smoke", "finished")
+    assert run.parameters == {
+        "seeds": 2,
+        "rate": 0.001,
+        "rates": [1.0, 2.0],
+        "kind": "plain",
+        "full": True,
+        "device": "auto",
+    }
+    # What it found is shown.
+    assert "check sum" in done.stdout and "verified" in done.stdout and "0.5 [−∞, 1.5] points" in done.stdout
+
+
+def test_different_runs_have_different_files_and_a_folder_can_be_chosen(tiny, tmp_path):
+    tiny.notebook("paper")
+    for arguments in ([], ["-p", "seeds=3"]):
+        tiny.run("run", "paper", "-o", str(tmp_path / "out"), *arguments)
+    assert sorted(os.listdir(tmp_path / "out")) == ["quick-seeds=3.ipynb", "quick.ipynb"]
+
+
+def test_the_kernel_is_this_interpreter_in_a_calm_environment(tiny, tmp_path):
+    tiny.notebook(
+        "paper",
+        "import os, sys\nprint(sys.executable, os.environ['OMP_NUM_THREADS'], os.environ['OMP_WAIT_POLICY'], os.getcwd())",
+    )
+    # Start-up files and kernels in the user's home have no say.
+    for folder, file, text in [
+        (".ipython/profile_default/startup", "00.py", "print('from the home')"),
+        (
+            ".local/share/jupyter/kernels/python3",
+            "kernel.json",
+            json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}),
+        ),
+    ]:
+        (tmp_path / "home" / folder).mkdir(parents=True)
+        (tmp_path / "home" / folder / file).write_text(text)
+    done = tiny.run("run", "paper", HOME=str(tmp_path / "home"), OMP_NUM_THREADS="3")
+    where = tiny.root / "notebooks" / "part_one"
+    assert printed(read(tiny.root / done.stdout.strip())) == f"{sys.executable} 3 passive {where}\n"
+
+
+def test_an_exception_is_located(tiny):
+    script = tiny.notebook(
+        "paper", "x = 1\n\n# %%\ndef f(x):\n    return x / 0\n\n# %%\ny = 2\n\nf(y)\n\n# %%\nprint('never')\n"
+    )
+    done = tiny.run("run", "paper", status=1)
+    line = script.read_text().splitlines().index("f(y)") + 1
+    assert f"notebooks/part_one/paper.py, line {line}, cell [5]: ZeroDivisionError: division by zero" in done.stderr
+    assert "  f(y)\n" in done.stderr
+    # No finished notebook; what there is says that it failed.
+    assert tiny.files() == ["runs/paper/quick.failed.ipynb"]
+    notebook = read(tiny.root / "_build/runs/paper/quick.failed.ipynb")
+    assert notebook.metadata.lossbook.run.status == "failed" and "never" not in printed(notebook)
+    # A later success takes its place.
+    script.write_text(script.read_text().replace("f(y)", "y"))
+    tiny.run("run", "paper")
+    assert tiny.files() == ["runs/paper/quick.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def f(:\n", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("raise ValueError('two\\nlines')", "ValueError: two lines"),
+        ("import os\nos._exit(7)", "the kernel died"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "the kernel died"),
+    ],
+)
+def test_other_ways_to_stop(tiny, code, words):
+    tiny.notebook("paper", code + "\n\n# %%\nprint('never')\n")
+    done = tiny.run("run", "paper", status=1)
+    assert words in done.stderr and "cell [3]" in done.stderr
+    assert tiny.files() == ["runs/paper/quick.failed.ipynb"]
+
+
+def test_entries_before_a_failure_are_kept(tiny, entries_code):
+    tiny.notebook("paper", entries_code + "\n# %%\n1 / 0\n")
+    assert "check sum" in tiny.run("run", "paper", status=1).stdout
+
+
+def test_a_kernel_killed_from_outside(tiny, sleeping, alive):
+    press, kernel = sleeping("run", "sleeper")
+    os.kill(kernel, signal.SIGKILL)
+    _, err = press.communicate(timeout=30)
+    assert press.returncode == 1 and "the kernel died" in err and "sleeper.py" in err and "Traceback" not in err
+    assert tiny.files() == ["runs/sleeper/quick.failed.ipynb"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything(tiny, sleeping, alive, number):
+    press, kernel = sleeping("run", "sleeper")
+    press.send_signal(number)
+    _, err = press.communicate(timeout=30)
+    assert press.returncode == 128 + number and number.name in err and "Traceback" not in err
+    assert not alive(kernel) and tiny.files() == []
+
+
+def test_a_killed_press_takes_its_kernel_along(tiny, sleeping, alive, wait_for):
+    press, kernel = sleeping("run", "sleeper")
+    press.kill()
+    press.communicate()
+    wait_for(lambda: not alive(kernel), seconds=10)
+    assert tiny.files() == []
+
+
+def test_what_a_kernel_started_ends_with_it(tiny, alive, wait_for):
+    tiny.notebook("paper", "import subprocess\nprint(subprocess.Popen(['sleep', '60']).pid)")
+    done = tiny.run("run", "paper")
+    child = int(printed(read(tiny.root / done.stdout.strip())))
+    wait_for(lambda: not alive(child), seconds=5)
+
+
+def test_a_full_disk_is_named_and_nothing_is_taken_for_finished(tiny, small_disk):
+    tiny.notebook("paper", "print(10_000_000 * 'x')")
+    done = tiny.run("--output", str(small_disk), "run", "paper", status=1)
+    assert "disk is full" in done.stderr and "quick.ipynb" in done.stderr
+    assert [path for path in small_disk.rglob("*") if path.is_file()] == []
+
+
+def test_a_file_that_may_not_grow_is_named(tiny):
+    tiny.notebook("paper", "print(10_000_000 * 'x')")
+    limited = f"ulimit -f 2000; exec {sys.executable} -m lossbook.press run paper"
+    done = subprocess.run(["bash", "-c", limited], cwd=tiny.root, capture_output=True, text=True)
+    assert done.returncode == 1 and "quick.ipynb" in done.stderr and "Traceback" not in done.stderr
+    assert tiny.files() == []
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal(tiny):
+    tiny.notebook("paper")
+    lines = tiny.run("run", "paper").stderr.splitlines()
+    assert (
+        lines[0] == "paper, quick ..."
+        and lines[-1].startswith("paper, quick: finished after")
+        and "\x1b" not in "".join(lines)
+    )
+
+
+def test_printed_text_is_in_one_piece_as_it_stood_at_last(tiny):
+    code = "import sys, time\nfor i in range(5):\n    print(f'\\r{i} of 5', end='', flush=True)\n    time.sleep(0.02)\nprint('\\nend', flush=True)"
+    tiny.notebook("paper", code)
+    notebook = read(tiny.root / tiny.run("run", "paper").stdout.strip())
+    assert [o.text for cell in notebook.cells for o in cell.get("outputs", [])] == ["4 of 5\nend\n"]
