@@ -396,19 +396,23 @@ lab.show(
     alt="Four curves of gradient size on a logarithmic axis. The log-odds loss stays near 7 and falls to zero only at cosine 1. "
     "InfoNCE at temperature 0.1 falls exponentially from cosine 0.2 on; at temperature 1 it stays near 2 throughout.",
 )
-at = torch.tensor([1.0, 0.7], dtype=torch.float64)
+at = torch.tensor([0.7, 1.0], dtype=torch.float64)
 lab.show_table(
     pd.DataFrame(
         {
-            "cosine of positives": at.tolist(),
-            "log-odds": slice_gradient(at, 256).tolist(),
-            "InfoNCE, τ = 0.1": slice_gradient_infonce(at, 256, 0.1).tolist(),
-            "InfoNCE, τ = 1": slice_gradient_infonce(at, 256, 1.0).tolist(),
+            "cosine of positives": at,
+            "log-odds": slice_gradient(at, 256).abs(),
+            "InfoNCE, τ = 0.1": slice_gradient_infonce(at, 256, 0.1).abs(),
+            "InfoNCE, τ = 1": slice_gradient_infonce(at, 256, 1.0).abs(),
         }
     ),
-    caption="The derivative on the slice at two cosines, N = 256",
-    formats={name: "{:.2g}" for name in ["log-odds", "InfoNCE, τ = 0.1"]}
-    | {"InfoNCE, τ = 1": "{:.3f}"},
+    caption="Size of the derivative on the slice at two cosines, N = 256",
+    formats={
+        "cosine of positives": "{:g}",
+        "log-odds": "{:.3g}",
+        "InfoNCE, τ = 0.1": "{:.2g}",
+        "InfoNCE, τ = 1": "{:.4g}",
+    },
 )
 
 # %% [markdown]
@@ -564,7 +568,7 @@ c4 = ledger.claim(
     "The gradient vanishes at the optimum.",
     metric="log10 of the ratio of mean |∂ℓ/∂θ| on positives, bin of cosine above 0.99 over the largest bin",
     direction="less",
-    margin=math.log10(0.5),
+    margin=-0.3,  # a factor of two
     unit="decades",
 )
 ledger.criteria()

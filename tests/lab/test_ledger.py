@@ -69,7 +69,10 @@ def test_a_failed_check_is_recorded_and_stops(ledger, shown, error):
     ],
 )
 def test_the_verdict_follows_from_the_interval(ledger, shown, direction, margin, values, verdict):
-    assert claim(ledger, direction, margin).judge(values) == verdict
+    judged = claim(ledger, direction, margin)
+    assert judged.verdict is None
+    judged.judge(values)
+    assert judged.verdict == verdict
     entry = shown[0][MEDIA_TYPE]
     assert entry["verdict"] == verdict and entry["seeds"] == len(values)
     json.dumps(entry, allow_nan=False)
@@ -81,10 +84,18 @@ def test_no_claim_and_its_opposite_are_both_supported(values, margin, width):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(IPython.display, "display", lambda bundle, raw: None)
         ledger = Ledger()
-        above = claim(ledger, "greater", margin, "above").judge(values)
-        below = claim(ledger, "less", margin, "below").judge(values)
-        inside = claim(ledger, "within", width, "inside").judge(values)
-        outside = claim(ledger, "greater", width, "outside").judge(values)
+        claims = [
+            claim(ledger, direction, size, id)
+            for direction, size, id in [
+                ("greater", margin, "above"),
+                ("less", margin, "below"),
+                ("within", width, "inside"),
+                ("greater", width, "outside"),
+            ]
+        ]
+        for each in claims:
+            each.judge(values)
+        above, below, inside, outside = (each.verdict for each in claims)
     opposite = {"supported": "contradicted", "contradicted": "supported", "inconclusive": "inconclusive"}
     assert below == opposite[above]
     assert not (inside == "supported" and outside == "supported")
@@ -92,9 +103,12 @@ def test_no_claim_and_its_opposite_are_both_supported(values, margin, width):
 
 def test_of_several_comparisons_the_weakest_decides(ledger, shown):
     strong, weak, wrong = [5.0, 5.1, 4.9], [0.5, 0.6, 0.4], [-5.0, -5.1, -4.9]
-    assert claim(ledger, id="a").judge({"x": strong, "y": weak}) == "supported"
+    first, second = claim(ledger, id="a"), claim(ledger, id="b")
+    first.judge({"x": strong, "y": weak})
+    assert first.verdict == "supported"
     assert shown[-1][MEDIA_TYPE]["against"] == "y" and shown[-1][MEDIA_TYPE]["comparisons"] == 2
-    assert claim(ledger, id="b").judge({"x": strong, "y": wrong}) == "contradicted"
+    second.judge({"x": strong, "y": wrong})
+    assert second.verdict == "contradicted"
     assert shown[-1][MEDIA_TYPE]["against"] == "y"
 
 

@@ -147,17 +147,22 @@ class Claim:
         }[self.direction]
         return f"{self.metric}: the 95 % interval lies {where} {self.unit}"
 
-    def judge(self, values: Sequence[float] | Mapping[str, Sequence[float]]) -> str:
+    @property
+    def verdict(self) -> str | None:
+        """The verdict: supported, contradicted or inconclusive; None before the claim was judged."""
+        return next((entry["verdict"] for entry in self.ledger.entries if entry["id"] == self.id), None)
+
+    def judge(self, values: Sequence[float] | Mapping[str, Sequence[float]]) -> None:
         """Compute the verdict from one value a seed, record and show it.
 
         The interval on the claimed side of the margin: supported; on the other side: contradicted; across it:
         inconclusive. Several comparisons, given by name, must all hold: their intervals are widened together
         (Bonferroni), and the one that speaks most against the claim is recorded. Without any value: inconclusive.
 
-        Returns:
-            "supported", "contradicted" or "inconclusive".
+        Raises:
+            ValueError: if the claim was judged already, or a value is not finite.
         """
-        if any(entry["id"] == self.id for entry in self.ledger.entries):
+        if self.verdict:
             raise ValueError(f"claim {self.id} was judged already")
         named = values if isinstance(values, Mapping) else {"": values}
         confidence = 1 - (1 - CONFIDENCE) / max(1, len(named))
@@ -168,14 +173,13 @@ class Claim:
             for name, each in (named or {"": ()}).items()
         }
         name, weakest = min(intervals.items(), key=lambda item: self._room(item[1]))
-        verdict = self._verdict(weakest)
         self.ledger._add(
             {
                 "kind": "claim",
                 "id": self.id,
                 "statement": self.statement,
                 "criterion": self.criterion,
-                "verdict": verdict,
+                "verdict": self._compare(weakest),
                 **{
                     key: number if math.isfinite(number := getattr(weakest, key)) else None
                     for key in ("effect", "low", "high")
@@ -186,18 +190,17 @@ class Claim:
                 **({"against": name, "comparisons": len(named)} if len(named) > 1 else {}),
             }
         )
-        return verdict
 
     def _room(self, interval: Interval) -> tuple[int, float]:
         """How far the claim holds: by verdict first, then by the distance of the interval from the margin."""
-        rank = {"contradicted": 0, "inconclusive": 1, "supported": 2}[self._verdict(interval)]
+        rank = {"contradicted": 0, "inconclusive": 1, "supported": 2}[self._compare(interval)]
         if self.direction == "greater":
             return rank, interval.low - self.margin
         if self.direction == "less":
             return rank, self.margin - interval.high
         return rank, self.margin - max(abs(interval.low), abs(interval.high))
 
-    def _verdict(self, interval: Interval) -> str:
+    def _compare(self, interval: Interval) -> str:
         _, low, high, _ = interval
         holds, fails = {
             "greater": (low > self.margin, high < self.margin),
