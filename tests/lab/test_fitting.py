@@ -230,6 +230,16 @@ def test_bad_settings_are_refused(change, message):
         fit(runs, **change)
 
 
+def test_networks_of_different_structure_are_refused():
+    def build(run):
+        return nn.Sequential(nn.Linear(6, 8), nn.GroupNorm(2 + 2 * run["seed"], 8), nn.Linear(8, 3))
+
+    with pytest.raises(
+        ValueError, match=r"build: expected networks of one structure, (.|\n)*GroupNorm\(4(.|\n)*for run 1"
+    ):
+        fit(lab.grid(seed=[0, 1], learning_rate=[1e-3]), build=build)
+
+
 def test_data_of_unequal_length_is_refused():
     with pytest.raises(
         ValueError, match="data: expected tensors of the same length, got {'inputs': 100, 'targets': 99}"

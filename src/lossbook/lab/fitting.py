@@ -232,6 +232,12 @@ def _stack(build, runs, device, dtype):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(run["seed"]))
             modules.append(build(run).to(device, dtype).train())
+        # What is no tensor, such as a number of groups, is taken from the first network alone.
+        if str(modules[-1]) != str(modules[0]):
+            raise ValueError(
+                f"build: expected networks of one structure, got {modules[0]} for run 0 "
+                f"and {modules[-1]} for run {len(modules) - 1}"
+            )
     parameters, buffers = stack_module_state(modules)
     return modules[0].to("meta"), parameters, buffers
 
