@@ -114,7 +114,7 @@ def test_parts_refuse_two_owners_of_a_name(tmp_path, monkeypatch):
     (package / "two.py").write_text('__all__ = ["loss"]\nloss = 2\n')
     del sys.modules["part"]
     with pytest.raises(ImportError, match=r"loss is public in both part.one and part.two"):
-        import part  # noqa: F811
+        import part
 
 
 PAPERS = sorted(path.relative_to(ROOT / "notebooks").with_suffix("") for path in (ROOT / "notebooks").glob("*/*.py"))

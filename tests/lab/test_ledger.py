@@ -33,7 +33,7 @@ def test_a_check_is_shown_for_people_and_machines(ledger, shown):
     (bundle,) = shown
     assert json.loads(json.dumps(bundle[MEDIA_TYPE], allow_nan=False)) == {
         "kind": "check", "id": "identity", "statement": "a < b & so on", "verdict": "verified",
-        "error": 1e-16, "tolerance": 1e-12, "cases": 10,
+        "error": 1e-16, "tolerance": 1e-12, "cases": 10, "evidence": "error 1e-16, tolerance 1e-12, 10 cases",
     }  # fmt: skip
     assert "a &lt; b &amp; so on" in bundle["text/html"]
     assert "verified" in bundle["text/html"] and "verified" in bundle["text/plain"]

@@ -50,9 +50,9 @@ def entry(**data):
     mark = f'<div class="lossbook-entry" id="{data["kind"]}-{data["id"]}">{data["verdict"]}</div>'
     display({"application/vnd.lossbook.ledger+json": data, "text/html": mark, "text/plain": data["id"]}, raw=True)
 
-entry(kind="check", id="sum", statement="1 + 1 = 2 & <no> tags", verdict="verified", error=1e-16, tolerance=1e-12, cases=10)
+entry(kind="check", id="sum", statement="1 + 1 = 2 & <no> tags", verdict="verified", error=1e-16, tolerance=1e-12, cases=10, evidence="error 1e-16")
 entry(kind="claim", id="c1", statement="Fast.", criterion="above 0", verdict="inconclusive", effect=0.5,
-      low=None, high=1.5, margin=0.0, seeds=seeds, unit="points", extra=1)
+      low=None, high=1.5, margin=0.0, seeds=seeds, unit="points", evidence="0.5 [−∞, 1.5]", extra=1)
 """
 
 
@@ -149,11 +149,11 @@ time.sleep(60)
 @pytest.fixture
 def sleeping(tiny: Tiny, tmp_path: Path):
     """Start a command on a notebook that sleeps; gives the press and the kernel's process number."""
-    tiny.notebook("sleeper", SLEEP)
     file = tmp_path / "pid"
     started = []
 
     def start(*arguments: str):
+        tiny.notebook("sleeper", SLEEP)
         press = tiny.start(*arguments, PID_FILE=str(file))
         kernel = int(wait_for(lambda: file.exists() and file.read_text()))
         started.append((press, kernel))

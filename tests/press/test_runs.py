@@ -1,8 +1,12 @@
+import contextlib
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 
 import nbformat
 import pytest
@@ -88,6 +92,7 @@ def test_an_exception_is_located(tiny):
     [
         ("def f(:\n", "SyntaxError"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import sys\nsys.exit(0)", "SystemExit: 0"),
         ("raise KeyboardInterrupt", "KeyboardInterrupt"),
         ("raise ValueError('two\\nlines')", "ValueError: two lines"),
         ("import os\nos._exit(7)", "the kernel died"),
@@ -168,3 +173,48 @@ def test_printed_text_is_in_one_piece_as_it_stood_at_last(tiny):
     tiny.notebook("paper", code)
     notebook = read(tiny.root / tiny.run("run", "paper").stdout.strip())
     assert [o.text for cell in notebook.cells for o in cell.get("outputs", [])] == ["4 of 5\nend\n"]
+
+
+def test_a_script_needs_no_front_matter(tiny):
+    tiny.notebook("paper").write_text("# %%\nprint('bare')\n")
+    assert printed(read(tiny.root / tiny.run("run", "paper").stdout.strip())) == "bare\n"
+    tiny.run("build")
+    assert "bare" in (tiny.root / "_build/html/part_one/paper.html").read_text()
+
+
+def test_progress_is_a_bar_on_a_terminal_and_ctrl_c_leaves_it_in_order(tiny):
+    tiny.notebook("paper", "import time\ntime.sleep(1)\n\n# %%\ntime.sleep(60)")
+    leader, follower = pty.openpty()
+    press = subprocess.Popen(
+        [sys.executable, "-m", "lossbook.press", "run", "paper"],
+        cwd=tiny.root, stderr=follower, stdin=follower, stdout=follower, start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), env={**os.environ, "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(follower)
+    shown = b""
+    while b"5/5 cells" not in shown and b"4/5 cells" not in shown:
+        shown += os.read(leader, 4096)
+    os.write(leader, b"\x03")
+    with contextlib.suppress(OSError):
+        while more := os.read(leader, 4096):
+            shown += more
+    assert press.wait(30) == 130 and b"stopped by SIGINT" in shown and b"Traceback" not in shown
+    # The cursor was hidden, and is shown again.
+    assert shown.rindex(b"\x1b[?25h") > shown.rindex(b"\x1b[?25l")
+    os.close(leader)
+
+
+def test_a_kernel_that_does_not_start_is_named(tiny, tmp_path):
+    tiny.notebook("paper")
+    (tmp_path / "ipykernel_launcher.py").write_text("raise ImportError('no such library')")
+    done = tiny.run("run", "paper", status=1, PYTHONPATH=str(tmp_path))
+    assert "paper.py: the kernel did not start: ImportError: no such library" in done.stderr
+
+
+def test_a_cell_may_say_that_it_raises(tiny):
+    tiny.notebook(
+        "paper",
+        "\n# %% tags=['raises-exception']\n1 / 0\n\n# %%\nprint('after')\n".replace("'r", '"r').replace("n']", 'n"]'),
+    )
+    # Papermill ends such a notebook by an exception of its own; we believe the tag.
+    assert printed(read(tiny.root / tiny.run("run", "paper").stdout.strip())) == "after\n"

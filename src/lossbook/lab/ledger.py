@@ -111,8 +111,10 @@ class Ledger:
         judged = {entry["id"] for entry in self.entries if entry["kind"] == "claim"}
         if missing := sorted(self.claims.keys() - judged):
             raise RuntimeError(f"claims stated but never judged: {', '.join(missing)}")
-        rows = [[entry["id"], entry["statement"], _evidence(entry), _badge(entry["verdict"])] for entry in self.entries]
-        return Table(["", "Statement", "Evidence", "Verdict"], rows, "All checks and claims of this page")
+        rows = [
+            [entry["id"], _badge(entry["verdict"]), entry["statement"], entry["evidence"]] for entry in self.entries
+        ]
+        return Table(["", "Verdict", "Statement", "Evidence"], rows, "All checks and claims of this page")
 
     def _new(self, id: str) -> None:
         if id in self.claims or any(entry["id"] == id for entry in self.entries):
@@ -121,6 +123,7 @@ class Ledger:
     def _add(self, entry: dict[str, Any]) -> None:
         from IPython.display import display
 
+        entry["evidence"] = _evidence(entry)
         self.entries.append(entry)
         display({MEDIA_TYPE: entry, "text/html": _box(entry), "text/plain": _line(entry)}, raw=True)
 
@@ -268,10 +271,10 @@ def _box(entry: dict[str, Any]) -> str:
         f'<div class="lossbook-head">{_badge(verdict)} '
         f'<span class="lossbook-kind">{kind} {escape(entry["id"])}</span></div>'
         f'<div class="lossbook-statement">{escape(entry["statement"])}</div>{criterion}'
-        f'<div class="lossbook-evidence">{escape(_evidence(entry))}</div></div>'
+        f'<div class="lossbook-evidence">{escape(entry["evidence"])}</div></div>'
     )
 
 
 def _line(entry: dict[str, Any]) -> str:
     head = f"{MARKS[entry['verdict']]} {entry['kind']} {entry['id']} {entry['verdict']}"
-    return f"{head}: {entry['statement']} ({_evidence(entry)})"
+    return f"{head}: {entry['statement']} ({entry['evidence']})"

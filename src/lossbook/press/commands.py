@@ -1,0 +1,275 @@
+"""The command line."""
+
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from lossbook import __version__
+from lossbook.press.errors import PressError, Refused
+from lossbook.press.project import DEFAULT_PROFILE, Paper, Project
+
+app = typer.Typer(
+    help="The book of losses: run its notebooks, build its site.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+# Progress and complaints go to stderr, so that stdout is what was asked for.
+notes = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+@dataclass
+class State:
+    """What the options before the command say."""
+
+    root: Path | None
+    output: Path | None
+
+    @property
+    def project(self) -> Project:
+        """The project they choose."""
+        return Project.find(self.root, self.output)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lossbook {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    root: Annotated[
+        Path | None, typer.Option(envvar="LOSSBOOK_ROOT", help="The project, if not the one around the current folder.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", envvar="LOSSBOOK_OUTPUT", help="Where everything built goes, if not _build."),
+    ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Keep the options that stand before the command."""
+    context.obj = State(root, output)
+
+
+Slug = Annotated[
+    str, typer.Argument(metavar="SLUG", help="The paper, such as temperature_free_infonce.", show_default=False)
+]
+ProfileOption = Annotated[str, typer.Option("--profile", help="A named set of parameter values.")]
+
+
+@app.command("list")
+def list_(context: typer.Context) -> None:
+    """List the papers that have a notebook."""
+    project: Project = context.obj.project
+    table = _table("part", "slug", "paper")
+    for paper in project.papers.values():
+        table.add_row(paper.part, paper.slug, paper.title)
+    _show(table)
+
+
+@app.command()
+def params(context: typer.Context, slug: Slug) -> None:
+    """Show the parameters and profiles of a paper's notebook."""
+    from lossbook.press.parameters import Parameters
+    from lossbook.press.runs import read_script
+
+    paper = context.obj.project.paper(slug)
+    parameters = Parameters(paper, read_script(paper))
+    table = _table("parameter", "type", "default", "meaning", "elsewhere")
+    for each in parameters.values():
+        elsewhere = [
+            f"{name}: {json.dumps(values[each.name])}"
+            for name, values in parameters.profiles.items()
+            if each.name in values
+        ]
+        table.add_row(each.name, each.annotation, json.dumps(each.default), each.comment, "\n".join(elsewhere))
+    _show(table)
+    typer.echo(f"profiles: {', '.join(parameters.profiles)}")
+
+
+@app.command()
+def run(
+    context: typer.Context,
+    slug: Slug,
+    parameters: Annotated[
+        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter's value, as YAML.")
+    ] = None,
+    profile: ProfileOption = DEFAULT_PROFILE,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--directory", "-o", metavar="DIR", help="Where the executed notebook goes, if not _build/runs/SLUG."
+        ),
+    ] = None,
+) -> None:
+    """Run one notebook and show what it found."""
+    from lossbook.press import entries, runs
+    from lossbook.press.parameters import Parameters
+
+    project: Project = context.obj.project
+    paper = project.paper(slug)
+    notebook = runs.read_script(paper)
+    settings = Parameters(paper, notebook).settings(profile, parameters or ())
+    where = folder or project.output / "runs" / slug
+    finished, failed = where / f"{settings.name}.ipynb", where / f"{settings.name}.failed.ipynb"
+    _writable(where)
+    executed = _execute(paper, notebook, settings)
+    failure = runs.failure_of(executed)
+    runs.write(failed if failure else finished, executed)
+    _show_entries(entries.of(executed))
+    if failure:
+        raise PressError(
+            f"{failure.describe(paper)}\n{_quote(failure)}what was run until then: {project.short(failed)}"
+        )
+    failed.unlink(missing_ok=True)
+    typer.echo(project.short(finished))
+
+
+@app.command()
+def build(
+    context: typer.Context,
+    profile: ProfileOption = DEFAULT_PROFILE,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SLUG", help="Run this paper alone; the others keep their last run. May be repeated."),
+    ] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="[SLUG]...", hidden=True)] = None,
+) -> None:
+    """Run the notebooks and build the site."""
+    from lossbook.press import files, pages, runs, site
+    from lossbook.press.parameters import Parameters
+    from lossbook.press.progress import track
+
+    project: Project = context.obj.project
+    if more and not only:
+        raise Refused(f"papers to build are named with --only: lossbook build --only {shlex.join(more)}")
+    chosen = [project.paper(slug) for slug in [*(only or ()), *(more or ())]] or list(project.papers.values())
+    chosen = list(dict.fromkeys(chosen))
+    if not chosen:
+        raise Refused(f"there is no notebook in {project.root / 'notebooks'}")
+    scripts = {paper: runs.read_script(paper) for paper in chosen}
+    settings = {paper: Parameters(paper, script).settings(profile) for paper, script in scripts.items()}
+    complaints = []
+    with files.locked(project.output):
+        for number, paper in enumerate(chosen, start=1):
+            executed = _execute(paper, scripts[paper], settings[paper], f" ({number} of {len(chosen)})")
+            runs.write(project.executed(paper), executed)
+            if failure := runs.failure_of(executed):
+                complaints.append(failure.describe(paper))
+                notes.print(f"failed: {complaints[-1]}", markup=False)
+        notebooks = {}
+        for paper in project.papers.values():
+            try:
+                notebooks[paper] = runs.read(project.executed(paper))
+            except FileNotFoundError:
+                notes.print(f"{paper.slug} was never run and is not in the site", markup=False)
+            except PressError as error:
+                complaints.append(f"{error}; it is not in the site: lossbook build --only {paper.slug}")
+                notes.print(complaints[-1], markup=False)
+        with track(notes, f"rendering the site, {len(notebooks)} of {len(project.papers)} papers"):
+            source = project.output / "source"
+            pages.assemble(project, notebooks, source)
+            finished = site.render(project, source)
+    typer.echo(f"{finished / 'index.html'}")
+    if complaints:
+        raise PressError(
+            "the site is built, but not everything went well:\n" + "\n".join(f"  {text}" for text in complaints)
+        )
+
+
+@app.command()
+def ledger(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show every check and claim of the last build."""
+    from lossbook.press import entries
+
+    found = entries.of_book(context.obj.project)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        _show_entries(found, papers=True)
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 for any that is free.")] = 8000,
+) -> None:
+    """Show the site on this machine, until Ctrl-C."""
+    from lossbook.press.server import server
+
+    project: Project = context.obj.project
+    with server(project.site, port) as serving:
+        typer.echo(f"http://{serving.server_address[0]}:{serving.server_address[1]}/")
+        sys.stdout.flush()
+        try:
+            serving.serve_forever()
+        except SystemExit:
+            # A signal is how serving ends.
+            notes.print("stopped")
+
+
+def _execute(paper: Paper, notebook: Any, settings: Any, where: str = "") -> Any:
+    from lossbook.press import runs
+    from lossbook.press.progress import track
+
+    what = f"{paper.slug}, {settings.name}{where}"
+    with track(notes, what) as report:
+        executed = runs.execute(paper, notebook, settings, report)
+    run = executed.metadata["lossbook"]["run"]
+    notes.print(f"{what}: {run['status']} after {run['seconds']:.1f} s", markup=False)
+    return executed
+
+
+def _quote(failure: Any) -> str:
+    return f"  {failure.source}\n" if failure.source else ""
+
+
+def _writable(folder: Path) -> None:
+    """Find out before a long run, rather than after it, that its result has no place."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"cannot write into {folder}: {error.strerror}") from None
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _show(table: Table) -> None:
+    # Whoever reads a pipe gets whole lines.
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 240).print(table)
+
+
+def _show_entries(found: list[dict[str, Any]], papers: bool = False) -> None:
+    from rich.text import Text
+
+    if not found:
+        return
+    table = _table(*(["paper"] if papers else []), "entry", "verdict", "statement", "evidence")
+    colours = {"verified": "blue", "supported": "blue", "inconclusive": "yellow"}
+    for entry in found:
+        verdict = Text(str(entry["verdict"]), style=colours.get(entry["verdict"], "red"))
+        head = [entry["slug"]] if papers else []
+        cells = [*head, f"{entry['kind']} {entry['id']}", verdict, entry["statement"], entry["evidence"] or ""]
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
+    _show(table)

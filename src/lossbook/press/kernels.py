@@ -1,0 +1,79 @@
+"""The kernel that executes notebooks: this interpreter, in a place of its own."""
+
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+
+SPEC = KernelSpec(
+    # Without frozen modules the debugger of ipykernel has nothing to complain about.
+    argv=[sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"],
+    display_name="Python 3",
+    language="python",
+)
+
+
+class Kernel(AsyncKernelManager):
+    """A kernel that depends on nothing in the user's home: no kernel specifications, no start-up files."""
+
+    # Where the notebook is.
+    folder: Path
+    # Every kernel of this class that was started, so that its end can be made sure of.
+    started: ClassVar[list["Kernel"]]
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self._scratch = tempfile.TemporaryDirectory(prefix="lossbook-")
+        self.connection_file = str(Path(self._scratch.name, "kernel.json"))
+        if os.name == "posix":
+            # Sockets that are files in a folder of our own: no port to race for, nobody else can listen.
+            self.transport = "ipc"
+        self._process = 0
+        self.started.append(self)
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        """Always this interpreter."""
+        return SPEC
+
+    async def start_kernel(self, **options: Any) -> None:
+        """Start it in the notebook's folder, with the book's environment."""
+        environment = {
+            # A second thread that waits actively beside a busy process costs more than it brings.
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "passive",
+            **os.environ,
+            "IPYTHONDIR": self._scratch.name,
+        }
+        with open(self._log, "wb") as log:
+            own = {"env": environment, "cwd": str(self.folder), "stdout": log, "stderr": log}
+            await super().start_kernel(**{**options, **own})
+        self._process = self.provisioner.pid or 0
+
+    @property
+    def _log(self) -> Path:
+        return Path(self._scratch.name, "kernel.log")
+
+    @property
+    def last_words(self) -> str:
+        """The last line that the process itself wrote."""
+        try:
+            lines = self._log.read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError:
+            return ""
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+    def stop(self) -> None:
+        """End whatever is left of it, and remove its files."""
+        if self._process:
+            # The kernel leads a process group of its own: what it started goes with it.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            self._scratch.cleanup()
