@@ -729,7 +729,7 @@ axes.set(
 )
 axes.set_xticks(temperatures, [f"{t:g}" for t in temperatures])
 axes.minorticks_off()
-axes.legend()
+figure.legend(loc="outside lower center", ncols=2)
 lab.show(
     figure,
     caption=f"Linear-probe accuracy on test pictures, mean and 95 % interval over {seeds} seeds. "

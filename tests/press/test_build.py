@@ -8,7 +8,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-CHECK_KEYS = {"part", "slug", "profile", "kind", "id", "statement", "verdict", "error", "tolerance", "cases"}
+CHECK_KEYS = {"part", "slug", "profile", "kind", "id", "statement", "verdict", "error", "tolerance", "cases", "evidence"}
 CLAIM_KEYS = {
     "part",
     "slug",
@@ -18,6 +18,8 @@ CLAIM_KEYS = {
     "statement",
     "verdict",
     "criterion",
+    "against",
+    "evidence",
     "effect",
     "low",
     "high",

@@ -38,7 +38,7 @@ def test_a_run_gets_its_parameters_and_is_recorded(tiny, entries_code):
         "device": "auto",
     }
     # What it found is shown.
-    assert "check sum" in done.stdout and "verified" in done.stdout and "0.5 [−∞, 1.5] points" in done.stdout
+    assert "check sum" in done.stdout and "verified" in done.stdout and "0.5 [−∞, 1.5]" in done.stdout
 
 
 def test_different_runs_have_different_files_and_a_folder_can_be_chosen(tiny, tmp_path):

@@ -99,7 +99,7 @@ class Ledger:
 
     def criteria(self) -> "Table":
         """The claims stated so far with their criteria, before anything was run."""
-        rows = [[claim.id.upper(), claim.statement, claim.criterion] for claim in self.claims.values()]
+        rows = [[claim.id, claim.statement, claim.criterion] for claim in self.claims.values()]
         return Table(["", "Claim", "Counts as supported if"], rows, "Claims and their criteria, stated before the run")
 
     def summary(self) -> "Table":

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
@@ -83,6 +82,3 @@ def show_source(*functions: Callable[..., Any]) -> None:
     for function in functions:
         source = inspect.getsource(inspect.unwrap(function)).rstrip()
         display({"text/markdown": f"```python\n{source}\n```", "text/plain": source}, raw=True)
-
-
-matplotlib.use("agg", force=False)

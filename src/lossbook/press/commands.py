@@ -1,6 +1,7 @@
 """The command line."""
 
 import json
+import re
 import shlex
 import sys
 from dataclasses import dataclass
@@ -138,6 +139,37 @@ def run(
     typer.echo(project.short(finished))
 
 
+def _memory(text: str | None) -> int | None:
+    units = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text or "0", re.IGNORECASE)
+    if not match:
+        raise Refused(f"--memory {text}: expected a size such as 4GB or 800MB")
+    return int(float(match[1]) * units[match[2].upper()]) or None
+
+
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", "-j", min=1, help="Runs side by side; by default one a core.")
+]
+SchedulerOption = Annotated[
+    str | None, typer.Option(metavar="ADDRESS", help="A Dask scheduler, such as tcp://host:8786, whose workers run.")
+]
+TimeoutOption = Annotated[float | None, typer.Option(min=0.1, metavar="SECONDS", help="Limit of a single notebook.")]
+MemoryOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Limit of a single notebook, such as 4GB.", show_default=False)
+]
+AgainOption = Annotated[bool, typer.Option("--again", help="Run even what was run before.")]
+
+
+def engine_options(jobs: int | None, scheduler: str | None, timeout: float | None, memory: str | None) -> Any:
+    """How runs are carried out, from the options of a command."""
+    from lossbook.press import engine, warm
+
+    if not warm.available():
+        notes.print("this system cannot fork: every notebook gets an ordinary kernel, which starts slowly")
+    given = {"jobs": jobs} if jobs else {}
+    return engine.Options(**given, scheduler=scheduler, timeout=timeout, memory=_memory(memory), warm=warm.available())
+
+
 @app.command()
 def build(
     context: typer.Context,
@@ -147,9 +179,15 @@ def build(
         typer.Option(metavar="SLUG", help="Run this paper alone; the others keep their last run. May be repeated."),
     ] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="[SLUG]...", hidden=True)] = None,
+    jobs: JobsOption = None,
+    scheduler: SchedulerOption = None,
+    timeout: TimeoutOption = None,
+    memory: MemoryOption = None,
+    again: AgainOption = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Only say what would run, and why.")] = False,
 ) -> None:
-    """Run the notebooks and build the site."""
-    from lossbook.press import files, pages, runs, site
+    """Run the notebooks that need it and build the site."""
+    from lossbook.press import engine, files, pages, runs, site
     from lossbook.press.parameters import Parameters
     from lossbook.press.progress import track
 
@@ -160,14 +198,28 @@ def build(
     chosen = list(dict.fromkeys(chosen))
     if not chosen:
         raise Refused(f"there is no notebook in {project.root / 'notebooks'}")
+    options = engine_options(jobs, scheduler, timeout, memory)
     scripts = {paper: runs.read_script(paper) for paper in chosen}
-    settings = {paper: Parameters(paper, script).settings(profile) for paper, script in scripts.items()}
+    wanted = [
+        engine.Request(paper, script, Parameters(paper, script).settings(profile)) for paper, script in scripts.items()
+    ]
+    if explain:
+        table = _table("paper", "profile", "runs", "why")
+        for plan in engine.plan(project, wanted, again=again):
+            runs_now = ("yes", plan.reason) if plan.reason else ("no", "nothing that decides its result has changed")
+            table.add_row(plan.request.paper.slug, profile, *runs_now)
+        _show(table)
+        return
     complaints = []
     with files.locked(project.output):
-        for number, paper in enumerate(chosen, start=1):
-            executed = _execute(paper, scripts[paper], settings[paper], f" ({number} of {len(chosen)})")
-            runs.write(project.executed(paper), executed)
-            if failure := runs.failure_of(executed):
+        plans = engine.plan(project, wanted, again=again)
+        kept = sum(plan.reason is None for plan in plans)
+        if kept:
+            notes.print(f"{kept} of {len(plans)} runs are up to date")
+        for outcome in engine.carry_out(project, plans, options, notes):
+            paper = outcome.request.paper
+            runs.write(project.executed(paper), runs.with_text(outcome.executed, outcome.request.notebook))
+            if failure := runs.failure_of(outcome.executed):
                 complaints.append(failure.describe(paper))
                 notes.print(f"failed: {complaints[-1]}", markup=False)
         notebooks = {}
@@ -179,11 +231,14 @@ def build(
             except PressError as error:
                 complaints.append(f"{error}; it is not in the site: lossbook build --only {paper.slug}")
                 notes.print(complaints[-1], markup=False)
-        with track(notes, f"rendering the site, {len(notebooks)} of {len(project.papers)} papers"):
-            source = project.output / "source"
-            pages.assemble(project, notebooks, source)
-            finished = site.render(project, source)
-    typer.echo(f"{finished / 'index.html'}")
+        source = project.output / "source"
+        pages.assemble(project, notebooks, source)
+        if site.current(project, source):
+            notes.print("the site is up to date")
+        else:
+            with track(notes, f"rendering the site, {len(notebooks)} of {len(project.papers)} papers"):
+                site.render(project, source)
+    typer.echo(f"{project.site / 'index.html'}")
     if complaints:
         raise PressError(
             "the site is built, but not everything went well:\n" + "\n".join(f"  {text}" for text in complaints)

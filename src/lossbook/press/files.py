@@ -10,8 +10,8 @@ from pathlib import Path
 from lossbook.press.errors import PressError
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that, whenever we are stopped, `path` has its old content or all of the new.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that, whenever we are stopped, `path` has its old content or all of the new.
 
     Raises:
         OSError: if it cannot be written, with the name of the file; the old content is then still there.
@@ -19,8 +19,8 @@ def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with open(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -5,11 +5,15 @@ import os
 import signal
 import sys
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any, ClassVar
 
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+
+from lossbook.press import warm
+from lossbook.press.guard import memory_of
 
 SPEC = KernelSpec(
     # Without frozen modules the debugger of ipykernel has nothing to complain about.
@@ -17,6 +21,21 @@ SPEC = KernelSpec(
     display_name="Python 3",
     language="python",
 )
+WARM = KernelSpec(
+    argv=SPEC.argv,
+    display_name=SPEC.display_name,
+    language=SPEC.language,
+    metadata={"kernel_provisioner": {"provisioner_name": warm.NAME}},
+)
+
+
+_alive: "weakref.WeakSet[Kernel]" = weakref.WeakSet()
+
+
+def stop_all() -> None:
+    """Stop every kernel that this process started and still has."""
+    for kernel in list(_alive):
+        kernel.stop()
 
 
 class Kernel(AsyncKernelManager):
@@ -24,6 +43,8 @@ class Kernel(AsyncKernelManager):
 
     # Where the notebook is.
     folder: Path
+    # Whether it forks from the warm process.
+    warm: bool = False
     # Every kernel of this class that was started, so that its end can be made sure of.
     started: ClassVar[list["Kernel"]]
 
@@ -36,11 +57,12 @@ class Kernel(AsyncKernelManager):
             self.transport = "ipc"
         self._process = 0
         self.started.append(self)
+        _alive.add(self)
 
     @property
     def kernel_spec(self) -> KernelSpec:
         """Always this interpreter."""
-        return SPEC
+        return WARM if self.warm and warm.available() else SPEC
 
     async def start_kernel(self, **options: Any) -> None:
         """Start it in the notebook's folder, with the book's environment."""
@@ -69,11 +91,19 @@ class Kernel(AsyncKernelManager):
             return ""
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
-    def stop(self) -> None:
-        """End whatever is left of it, and remove its files."""
+    def memory(self) -> int:
+        """Bytes that it and its children use beside what they share."""
+        return memory_of(self._process) if self._process else 0
+
+    def kill(self) -> None:
+        """End it and what it started, which is its process group."""
         if self._process:
-            # The kernel leads a process group of its own: what it started goes with it.
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process, signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End whatever is left of it, and remove its files."""
+        self.kill()
+        _alive.discard(self)
         with contextlib.suppress(OSError):
             self._scratch.cleanup()

@@ -63,7 +63,7 @@ def page(project: Project, paper: Paper, notebook: NotebookNode) -> NotebookNode
     cells = [cell for i, cell in enumerate(made.cells) if i != first]
     opening = [title, *head, *([rest] if rest else [])]
     made.cells = [*map(_cell, opening), *cells, _cell(_run(paper, notebook))]
-    return made
+    return runs.numbered(made)
 
 
 def _cell(text: str) -> NotebookNode:

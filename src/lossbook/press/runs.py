@@ -1,5 +1,6 @@
 """Executing a notebook with its parameters, and the file that records it."""
 
+import copy
 import logging
 import platform
 import re
@@ -9,13 +10,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import nbformat
 from nbformat import NotebookNode
 
 from lossbook.press.errors import PressError, Refused
 from lossbook.press.files import write_whole
+from lossbook.press.guard import Guard
+from lossbook.press.machine import device_of
 from lossbook.press.parameters import Settings
 from lossbook.press.project import Paper
 
@@ -58,12 +61,39 @@ def read_script(paper: Paper) -> NotebookNode:
         raise Refused(f"{paper.source}: cannot be read as a notebook: {error}") from None
 
 
+@dataclass(frozen=True)
+class Limits:
+    """When a run is ended from outside. None is no limit."""
+
+    # Seconds for the whole notebook.
+    timeout: float | None = None
+    # Bytes that the kernel and its children may use beside what they share with others.
+    memory: int | None = None
+    # Says in words why the run is no longer wanted, if so.
+    unwanted: Callable[[], str] = lambda: ""
+
+
 def execute(
-    paper: Paper, notebook: NotebookNode, settings: Settings, report: Report = lambda done, total: None
+    paper: Paper,
+    notebook: NotebookNode,
+    settings: Settings,
+    report: Report = lambda done, total: None,
+    *,
+    limits: Limits = Limits(),
+    warm: bool = False,
 ) -> NotebookNode:
     """Execute a notebook and return it whole, with what happened in `metadata["lossbook"]["run"]`.
 
-    A notebook that raises or whose kernel dies is no error here: its run has the status "failed" and says why.
+    A notebook that raises, whose kernel dies or that exceeds a limit is no error here: its run has the status
+    "failed" and says why.
+
+    Args:
+        paper: whose notebook it is.
+        notebook: the script as `read_script` gives it; it stays as it is.
+        settings: the parameters.
+        report: called as cells start.
+        limits: when to end it from outside.
+        warm: fork the kernel from the warm process, where that is possible.
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -80,25 +110,20 @@ def execute(
         folder = paper.script.parent
         started: ClassVar[list[Kernel]] = []
 
+    Here.warm = warm
+
     def started(cell: NotebookNode, cell_index: int) -> None:
         nonlocal current
         current = cell_index
         report(cell_index, len(running[0].cells))
 
-    run = {
-        "part": paper.part,
-        "slug": paper.slug,
-        "profile": settings.profile,
-        "parameters": settings.values,
-        "options": settings.options,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": {"python": platform.python_version(), **_versions("lossbook", "torch")},
-    }
+    run = _about(paper, settings)
     clock = time.monotonic()
     failure = None
+    guard = Guard(Here.started, limits)
     try:
         papermill.execute_notebook(
-            notebook,
+            copy.deepcopy(notebook),
             None,
             parameters=settings.injected,
             progress_bar=False,
@@ -117,13 +142,14 @@ def execute(
             words = Here.started[-1].last_words if Here.started else ""
             failure = Failure(None, None, "", "the kernel did not start", words or str(error))
         elif isinstance(error, DeadKernelError):
-            failure = _died(paper, running[0], current)
+            failure = _died(paper, running[0], current, guard.reason)
         else:
             raise
     finally:
+        guard.dismiss()
         for kernel in Here.started:
             kernel.stop()
-    executed = running[0] if running else notebook
+    executed = running[0] if running else copy.deepcopy(notebook)
     executed.cells = [cell for cell in executed.cells if ERROR_MARKER_TAG not in cell.metadata.get("tags", [])]
     raised = [cell for cell in executed.cells if cell.metadata.get("papermill", {}).get("exception")]
     # (Papermill itself is content with a notebook that leaves by sys.exit(0).)
@@ -142,6 +168,56 @@ def execute(
     executed.metadata.setdefault("lossbook", {})["run"] = run
     # Through JSON, so that what is returned is what a reader of the file gets.
     return nbformat.reads(nbformat.writes(executed), as_version=4)
+
+
+def with_text(executed: NotebookNode, script: NotebookNode) -> NotebookNode:
+    """An executed notebook with the text of the script as it is now.
+
+    Both have the same code, for code is in the key of a run; text is not, and may have been edited since.
+    """
+    made = copy.deepcopy(executed)
+    code = [cell for cell in made.cells if cell.cell_type == "code"]
+    made.cells = []
+    for cell in script.cells:
+        if cell.cell_type != "code":
+            made.cells.append(copy.deepcopy(cell))
+            continue
+        ran = code.pop(0)
+        ran.metadata.update(cell.metadata)
+        made.cells.append(ran)
+        # What papermill put behind the parameters.
+        while code and "injected-parameters" in code[0].metadata.get("tags", []):
+            made.cells.append(code.pop(0))
+    return numbered(made)
+
+
+def numbered(notebook: NotebookNode) -> NotebookNode:
+    """The notebook itself, its cells identified by their place: the same content is then the same file."""
+    for index, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{index}"
+    return notebook
+
+
+def lost(paper: Paper, notebook: NotebookNode, settings: Settings, error: str, text: str) -> NotebookNode:
+    """The record of a run of which nothing came back, because what ran it is gone."""
+    executed = copy.deepcopy(notebook)
+    failure = Failure(None, None, "", error, text)
+    run = {**_about(paper, settings), "seconds": 0.0, "status": "failed", "failure": asdict(failure)}
+    executed.metadata.setdefault("lossbook", {})["run"] = run
+    return executed
+
+
+def _about(paper: Paper, settings: Settings) -> dict[str, Any]:
+    return {
+        "part": paper.part,
+        "slug": paper.slug,
+        "profile": settings.profile,
+        "parameters": settings.values,
+        "options": settings.options,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"python": platform.python_version(), **_versions("lossbook", "torch")},
+        "device": device_of(settings),
+    }
 
 
 def write(path: Path, notebook: NotebookNode) -> None:
@@ -211,10 +287,11 @@ def _raised(paper: Paper, cell: NotebookNode) -> Failure:
     return _locate(paper, cell, cell.execution_count, int(frame[1]) if frame else None, error.ename, text)
 
 
-def _died(paper: Paper, notebook: NotebookNode, index: int) -> Failure:
+def _died(paper: Paper, notebook: NotebookNode, index: int, reason: str) -> Failure:
     counts = [cell.get("execution_count") or 0 for cell in notebook.cells[:index]]
-    text = "the process ended without a word (killed, or out of memory)"
-    return _locate(paper, notebook.cells[index], max(counts, default=0) + 1, None, "the kernel died", text)
+    text = reason or "the process ended without a word (killed, or out of memory)"
+    error = "the run was ended" if reason else "the kernel died"
+    return _locate(paper, notebook.cells[index], max(counts, default=0) + 1, None, error, text)
 
 
 def _locate(paper: Paper, cell: NotebookNode, count: int, line: int | None, error: str, text: str) -> Failure:

@@ -1,6 +1,7 @@
 """Rendering: Jupyter Book makes the site beside the last one, and takes its place when it is complete."""
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -9,8 +10,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+from lossbook import __version__
 from lossbook.press.errors import PressError
 from lossbook.press.project import Project
+
+# Of the source that a site was rendered from, within the site.
+DIGEST = ".source"
+
+
+def current(project: Project, source: Path) -> bool:
+    """Whether the finished site was rendered from just this source."""
+    made_of = project.site / DIGEST
+    return made_of.is_file() and made_of.read_text() == _digest(source)
+
+
+def _digest(source: Path) -> str:
+    digest = hashlib.sha256(__version__.encode())
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.relative_to(source)}\0".encode())
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def render(project: Project, source: Path) -> Path:
@@ -19,6 +39,7 @@ def render(project: Project, source: Path) -> Path:
     Raises:
         PressError: if Jupyter Book fails or warns; the last site is then still in its place.
     """
+    digest = _digest(source)
     work = project.output / "render"
     shutil.rmtree(work, ignore_errors=True)
     log = project.output / "render.log"
@@ -44,6 +65,7 @@ def render(project: Project, source: Path) -> Path:
         raise PressError(
             f"the site could not be rendered (all of it: {project.short(log)})\n{_complaints(log, source)}"
         )
+    (made / DIGEST).write_text(digest)
     old = project.output / "html.old"
     shutil.rmtree(old, ignore_errors=True)
     if project.site.exists():

@@ -1,0 +1,126 @@
+"""Kernels that fork from one warm process, in which everything that notebooks import is imported already.
+
+The warm process is the standard library's forkserver: one for each process that starts kernels, begun with its first
+kernel, ended with it. It has not initialised CUDA and has started no threads, so its children may.
+
+Any Jupyter client can use it: the provisioner is registered as `lossbook-warm`, and a kernel specification chooses
+it by `"metadata": {"kernel_provisioner": {"provisioner_name": "lossbook-warm"}}`.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import sys
+import threading
+from types import ModuleType
+from typing import Any
+
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning import LocalProvisioner
+
+NAME = "lossbook-warm"
+_starting = threading.Lock()
+
+
+def available() -> bool:
+    """Whether this system can fork."""
+    return "forkserver" in multiprocessing.get_all_start_methods()
+
+
+def start() -> None:
+    """Begin the warm process now rather than with the first kernel."""
+    _context()
+    from multiprocessing import forkserver
+
+    forkserver.ensure_running()
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["lossbook.press.preload"])
+    return context
+
+
+class Forked:
+    """A child of the warm process with the manners of subprocess.Popen, as far as a provisioner needs them."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, process: multiprocessing.process.BaseProcess):
+        self._process = process
+        self.pid = process.pid
+
+    def poll(self) -> int | None:
+        """Exit status; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Exit status, after waiting for it."""
+        self._process.join(timeout)
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        """Signal it, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self._process.terminate()
+
+    def kill(self) -> None:
+        """End it."""
+        self._process.kill()
+
+
+class WarmProvisioner(LocalProvisioner):
+    """Launches a kernel by forking the warm process."""
+
+    async def launch_kernel(self, cmd: list[str], **options: Any) -> KernelConnectionInfo:
+        """Fork. The interpreter that the command names is this one; what follows it are the kernel's arguments."""
+        process = _context().Process(
+            target=_serve,
+            args=(
+                cmd[cmd.index("-f") :],
+                dict(options.get("env") or os.environ),
+                str(options.get("cwd") or os.getcwd()),
+                getattr(options.get("stdout"), "name", None),
+            ),
+        )
+        with _starting, _no_main():
+            process.start()
+        self.process = Forked(process)
+        self.pid = self.pgid = process.pid
+        return self.connection_info
+
+
+@contextlib.contextmanager
+def _no_main():
+    """Without a main module, or every child would import the script that started us."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _serve(arguments: list[str], environment: dict[str, str], folder: str, log: str | None) -> None:
+    """The child: a process group, environment and place of its own, then the ordinary kernel."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sink = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(sink, stream)
+
+    import matplotlib
+    import torch
+    from ipykernel.kernelapp import IPKernelApp
+
+    # These were read from the environment when the warm process imported their libraries.
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or 1))
+    matplotlib.rcParams["backend"] = environment.get("MPLBACKEND") or "module://matplotlib_inline.backend_inline"
+    # It ends with its parent, which ends with whoever started the warm process.
+    IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
