@@ -674,6 +674,7 @@ gradients = torch.cat(gradients)
 print(
     f"{len(results)} runs; a probe on raw pixels reaches {100 * raw:.1f} % on the test pictures"
 )
+lab.record(results)
 
 # %% [markdown]
 # ## Results

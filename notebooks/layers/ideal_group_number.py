@@ -1111,6 +1111,9 @@ for method in [*rules, "BatchNorm"]:
     results.append(fitted.runs.assign(method=method, run=range(len(fitted.runs)), **scores))
     fits[method] = fitted
 results = pd.concat(results, ignore_index=True)
+lab.record(results)
+lab.record(by_groups, "gain by groups")
+lab.record(by_method, "distance from isometry")
 chosen = lab.best_setting(results, "validation accuracy", over=["learning_rate"])
 
 # %% [markdown]

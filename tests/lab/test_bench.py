@@ -1,6 +1,7 @@
 """Networks, views, evaluation and plots."""
 
 import base64
+import json
 import re
 
 import IPython.display
@@ -139,6 +140,21 @@ def test_a_table_is_formatted_and_captioned(shown):
     lab.show_table(pd.DataFrame({"a": [1.23456, np.nan]}), caption="Numbers", formats={"a": "{:.2f}"})
     html = shown[0].data
     assert "1.23<" in html and "–" in html and "Numbers" in html
+
+
+def test_results_are_kept_as_json_that_pandas_reads_back(shown):
+    frame = pd.DataFrame(
+        {"method": ["a", "b"], "seed": [0, 1], "accuracy": [0.1 + 0.2, np.nan], "rate": [1e-3, np.inf]}
+    )
+    lab.record(frame, "runs")
+    table = shown[0]["application/vnd.lossbook.results+json"]
+    json.dumps(table, allow_nan=False)
+    assert table["name"] == "runs"
+    back = pd.DataFrame(table["data"], columns=table["columns"])
+    assert back["accuracy"][0] == pytest.approx(0.3, abs=1e-15) and pd.isna(back["accuracy"][1])
+    assert back[["method", "seed"]].equals(frame[["method", "seed"]])
+    with pytest.raises(ValueError, match="columns of different names"):
+        lab.record(pd.concat([frame, frame], axis=1))
 
 
 def test_source_is_the_functions_own_text(shown):

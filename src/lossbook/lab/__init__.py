@@ -18,6 +18,7 @@ from lossbook.lab.fitting import Fitted, NonFiniteError, choose_device, fit, gri
 from lossbook.lab.ledger import CheckFailed, Claim, Ledger, max_error
 from lossbook.lab.nets import EncoderProjector, cnn, mlp
 from lossbook.lab.plots import show, show_source, show_table, use_theme
+from lossbook.lab.results import record
 from lossbook.lab.statistics import Interval, best_setting, equivalence, mean_interval, paired
 from lossbook.lab.views import Views
 
@@ -46,6 +47,7 @@ __all__ = [
     "mean_interval",
     "mlp",
     "paired",
+    "record",
     "show",
     "show_source",
     "show_table",

@@ -78,6 +78,10 @@ class Kernel(AsyncKernelManager):
             await super().start_kernel(**{**options, **own})
         self._process = self.provisioner.pid or 0
 
+    async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
+        """End it at once: what it had to say has arrived, and asking politely takes longer than some notebooks."""
+        await super().shutdown_kernel(now=True, restart=restart)
+
     @property
     def _log(self) -> Path:
         return Path(self._scratch.name, "kernel.log")

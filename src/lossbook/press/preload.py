@@ -1,5 +1,6 @@
 """What the process from which kernels fork has imported: importing this module is all that it does."""
 
+import gc
 import os
 from importlib import import_module
 
@@ -27,3 +28,7 @@ for name in (
     "lossbook.lab",
 ):
     import_module(name)
+
+# Collecting garbage would write into every page that children share with their parent.
+gc.collect()
+gc.freeze()
