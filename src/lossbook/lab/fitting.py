@@ -342,23 +342,22 @@ def _progress_line(name: str | None, runs: int, steps: int, device: torch.device
     if name is None:
         yield lambda: None
         return
-    notebook = _in_notebook()
+    if not _in_notebook():
+        with tqdm(total=steps, desc=f"{name}, {runs} runs", leave=False, disable=None) as bar:
+            yield bar.update
+        return
     started, done, shown = time.perf_counter(), 0, 0.0
-    bar = tqdm(total=steps, desc=f"{name}, {runs} runs", leave=False, disable=True if notebook else None)
 
     def advance():
         nonlocal done, shown
         done += 1
-        bar.update()
-        if notebook and (now := time.perf_counter()) - shown > 0.5:
+        if (now := time.perf_counter()) - shown > 0.5:
             shown = now
             print(f"\r{name}: {runs} runs, step {done} of {steps}".ljust(79), end="", flush=True)
 
-    with bar:
-        yield advance
-    if notebook:
-        seconds = time.perf_counter() - started
-        print(f"\r{name}: {runs} runs of {steps} steps in {seconds:.1f} s on {device.type}".ljust(79))
+    yield advance
+    seconds = time.perf_counter() - started
+    print(f"\r{name}: {runs} runs of {steps} steps in {seconds:.1f} s on {device.type}".ljust(79))
 
 
 def _in_notebook() -> bool:

@@ -13,7 +13,7 @@ import yaml
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
-from lossbook.press import entries, runs
+from lossbook.press import entries, records, runs, tables
 from lossbook.press.project import Paper, Project
 
 # Where a hand-written page wants the score of the book.
@@ -41,6 +41,8 @@ def assemble(project: Project, notebooks: dict[Paper, NotebookNode], folder: Pat
         path.write_text(nbformat.writes(page(project, paper, notebook)), encoding="utf-8")
         shutil.copy(paper.script, folder / "downloads")
         shutil.copy(project.executed(paper), folder / "downloads")
+        if rows := tables.results(notebook):
+            tables.frame(rows).to_csv(folder / "downloads" / f"{paper.slug}.csv", index=False)
     (folder / "_toc.yml").write_text(
         yaml.safe_dump(_contents(project, notebooks, folder), sort_keys=False), encoding="utf-8"
     )
@@ -51,8 +53,9 @@ def page(project: Project, paper: Paper, notebook: NotebookNode) -> NotebookNode
     made = copy.deepcopy(notebook)
     for cell in made.cells:
         for output in cell.get("outputs", []):
-            # The page shows the entry's HTML; Sphinx does not know the JSON.
-            output.get("data", {}).pop(entries.MEDIA_TYPE, None)
+            # The page shows what people read; Sphinx does not know the JSON.
+            for kind in (entries.MEDIA_TYPE, tables.MEDIA_TYPE):
+                output.get("data", {}).pop(kind, None)
     failure = runs.failure_of(notebook)
     head = [text for text in (_citation(paper), failure and _stopped(paper, failure)) if text]
     first = next((i for i, cell in enumerate(made.cells) if cell.cell_type == "markdown"), None)
@@ -62,7 +65,9 @@ def page(project: Project, paper: Paper, notebook: NotebookNode) -> NotebookNode
     rest = "\n".join(lines).strip()
     cells = [cell for i, cell in enumerate(made.cells) if i != first]
     opening = [title, *head, *([rest] if rest else [])]
-    made.cells = [*map(_cell, opening), *cells, _cell(_run(paper, notebook))]
+    recorded = records.section(project, paper, notebook)
+    closing = [*([recorded] if recorded else []), _run(paper, notebook)]
+    made.cells = [*map(_cell, opening), *cells, *map(_cell, closing)]
     return runs.numbered(made)
 
 
@@ -119,12 +124,15 @@ def _run(paper: Paper, notebook: NotebookNode) -> str:
         else ""
     )
     what = "Run" if run["status"] == "finished" else "Stopped"
+    offered = {"py": "the script", "ipynb": "the executed notebook"}
+    if tables.results(notebook):
+        offered["csv"] = "the results as CSV"
+    downloads = [f"{{download}}`{text} <../downloads/{paper.slug}.{ending}>`" for ending, text in offered.items()]
     return (
         f"## This run\n\n{what} on {started.day} {started:%B %Y}, {started:%H:%M} UTC, in {run['seconds']:.1f} s "
         f"with the profile `{run['profile']}` ({_text(versions)}). The same again:\n\n"
         f"{_fence(command, 'sh')}\n\n{table}"
-        f"To take away: {{download}}`the script <../downloads/{paper.slug}.py>` and "
-        f"{{download}}`the executed notebook <../downloads/{paper.slug}.ipynb>`."
+        f"To take away: {', '.join(downloads)}."
     )
 
 

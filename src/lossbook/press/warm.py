@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 import threading
+from multiprocessing import resource_tracker
 from types import ModuleType
 from typing import Any
 
@@ -118,6 +119,10 @@ def _serve(arguments: list[str], environment: dict[str, str], folder: str, log: 
     import matplotlib
     import torch
     from ipykernel.kernelapp import IPKernelApp
+
+    # What a notebook leaves behind (semaphores) is its own tracker's to clear, not that of whoever started us.
+    tracker = resource_tracker._resource_tracker
+    tracker._fd = tracker._pid = None
 
     # These were read from the environment when the warm process imported their libraries.
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or 1))
