@@ -109,6 +109,12 @@ def tiny(tmp_path: Path) -> Tiny:
 
 
 @pytest.fixture(scope="session")
+def make_tiny(tmp_path_factory: pytest.TempPathFactory):
+    """Makes projects that several tests look at."""
+    return lambda name: Tiny(tmp_path_factory.mktemp(name) / "project")
+
+
+@pytest.fixture(scope="session")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A project of two papers, one of which raises, after `lossbook build`. Not to be changed."""
     tiny = Tiny(tmp_path_factory.mktemp("built") / "project")
@@ -177,7 +183,7 @@ def _alive():
     return alive
 
 
-@pytest.fixture(name="entries_code")
+@pytest.fixture(name="entries_code", scope="session")
 def _entries_code():
     return ENTRIES
 

@@ -8,7 +8,19 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-CHECK_KEYS = {"part", "slug", "profile", "kind", "id", "statement", "verdict", "error", "tolerance", "cases", "evidence"}
+CHECK_KEYS = {
+    "part",
+    "slug",
+    "profile",
+    "kind",
+    "id",
+    "statement",
+    "verdict",
+    "error",
+    "tolerance",
+    "cases",
+    "evidence",
+}
 CLAIM_KEYS = {
     "part",
     "slug",

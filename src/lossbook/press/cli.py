@@ -37,7 +37,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        from lossbook.press.commands import app
+        from lossbook.press.commands_more import app
 
         app(prog_name="lossbook")
     except PressError as error:

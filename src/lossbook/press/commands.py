@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from lossbook import __version__
 from lossbook.press.errors import PressError, Refused
 from lossbook.press.project import DEFAULT_PROFILE, Paper, Project
+from lossbook.press.shown import notes, quote, show, show_entries, table, writable
 
 app = typer.Typer(
     help="The book of losses: run its notebooks, build its site.",
@@ -24,8 +22,6 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-# Progress and complaints go to stderr, so that stdout is what was asked for.
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @dataclass
@@ -75,10 +71,10 @@ ProfileOption = Annotated[str, typer.Option("--profile", help="A named set of pa
 def list_(context: typer.Context) -> None:
     """List the papers that have a notebook."""
     project: Project = context.obj.project
-    table = _table("part", "slug", "paper")
+    rows = table("part", "slug", "paper")
     for paper in project.papers.values():
-        table.add_row(paper.part, paper.slug, paper.title)
-    _show(table)
+        rows.add_row(paper.part, paper.slug, paper.title)
+    show(rows)
 
 
 @app.command()
@@ -89,15 +85,15 @@ def params(context: typer.Context, slug: Slug) -> None:
 
     paper = context.obj.project.paper(slug)
     parameters = Parameters(paper, read_script(paper))
-    table = _table("parameter", "type", "default", "meaning", "elsewhere")
+    rows = table("parameter", "type", "default", "meaning", "elsewhere")
     for each in parameters.values():
         elsewhere = [
             f"{name}: {json.dumps(values[each.name])}"
             for name, values in parameters.profiles.items()
             if each.name in values
         ]
-        table.add_row(each.name, each.annotation, json.dumps(each.default), each.comment, "\n".join(elsewhere))
-    _show(table)
+        rows.add_row(each.name, each.annotation, json.dumps(each.default), each.comment, "\n".join(elsewhere))
+    show(rows)
     typer.echo(f"profiles: {', '.join(parameters.profiles)}")
 
 
@@ -126,15 +122,13 @@ def run(
     settings = Parameters(paper, notebook).settings(profile, parameters or ())
     where = folder or project.output / "runs" / slug
     finished, failed = where / f"{settings.name}.ipynb", where / f"{settings.name}.failed.ipynb"
-    _writable(where)
+    writable(where)
     executed = _execute(paper, notebook, settings)
     failure = runs.failure_of(executed)
     runs.write(failed if failure else finished, executed)
-    _show_entries(entries.of(executed))
+    show_entries(entries.of(executed))
     if failure:
-        raise PressError(
-            f"{failure.describe(paper)}\n{_quote(failure)}what was run until then: {project.short(failed)}"
-        )
+        raise PressError(f"{failure.describe(paper)}\n{quote(failure)}what was run until then: {project.short(failed)}")
     failed.unlink(missing_ok=True)
     typer.echo(project.short(finished))
 
@@ -204,11 +198,11 @@ def build(
         engine.Request(paper, script, Parameters(paper, script).settings(profile)) for paper, script in scripts.items()
     ]
     if explain:
-        table = _table("paper", "profile", "runs", "why")
+        rows = table("paper", "profile", "runs", "why")
         for plan in engine.plan(project, wanted, again=again):
             runs_now = ("yes", plan.reason) if plan.reason else ("no", "nothing that decides its result has changed")
-            table.add_row(plan.request.paper.slug, profile, *runs_now)
-        _show(table)
+            rows.add_row(plan.request.paper.slug, profile, *runs_now)
+        show(rows)
         return
     complaints = []
     with files.locked(project.output):
@@ -257,7 +251,7 @@ def ledger(
     if as_json:
         typer.echo(json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False))
     else:
-        _show_entries(found, papers=True)
+        show_entries(found, papers=True)
 
 
 @app.command()
@@ -289,42 +283,3 @@ def _execute(paper: Paper, notebook: Any, settings: Any, where: str = "") -> Any
     run = executed.metadata["lossbook"]["run"]
     notes.print(f"{what}: {run['status']} after {run['seconds']:.1f} s", markup=False)
     return executed
-
-
-def _quote(failure: Any) -> str:
-    return f"  {failure.source}\n" if failure.source else ""
-
-
-def _writable(folder: Path) -> None:
-    """Find out before a long run, rather than after it, that its result has no place."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"cannot write into {folder}: {error.strerror}") from None
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE, show_edge=False, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _show(table: Table) -> None:
-    # Whoever reads a pipe gets whole lines.
-    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 240).print(table)
-
-
-def _show_entries(found: list[dict[str, Any]], papers: bool = False) -> None:
-    from rich.text import Text
-
-    if not found:
-        return
-    table = _table(*(["paper"] if papers else []), "entry", "verdict", "statement", "evidence")
-    colours = {"verified": "blue", "supported": "blue", "inconclusive": "yellow"}
-    for entry in found:
-        verdict = Text(str(entry["verdict"]), style=colours.get(entry["verdict"], "red"))
-        head = [entry["slug"]] if papers else []
-        cells = [*head, f"{entry['kind']} {entry['id']}", verdict, entry["statement"], entry["evidence"] or ""]
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells))
-    _show(table)

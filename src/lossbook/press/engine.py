@@ -262,7 +262,7 @@ def _client(options: Options, pending: list[Plan]) -> Iterator[Any]:
             }
             for index in range(min(options.jobs, len(pending)))
         }
-        scheduler = {"cls": Scheduler, "options": {"protocol": "inproc://", "dashboard": False}}
+        scheduler = {"cls": Scheduler, "options": {"protocol": "inproc://", **alone}}
         with (
             SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50) as cluster,
             Client(cluster, set_as_default=False) as client,

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from html import escape
 from typing import Any
 
 from nbformat import NotebookNode
@@ -48,6 +49,12 @@ def of_book(project: Project) -> list[dict[str, Any]]:
     if not built:
         raise PressError(f"nothing was built yet in {project.short(project.output)}: lossbook build")
     return entries
+
+
+def badge(verdict: str, text: str | None = None) -> str:
+    """A verdict as pages show it: a sign and a word, so that colour is not alone."""
+    mark = {"verified": "✓", "supported": "✓", "failed": "✗", "contradicted": "✗"}.get(verdict, "?")
+    return f"<span class='lossbook-verdict lossbook-{escape(verdict)}'>{mark} {escape(text or verdict)}</span>"
 
 
 def score(entries: Iterable[dict[str, Any]]) -> dict[str, Counter]:

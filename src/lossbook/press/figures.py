@@ -101,7 +101,10 @@ def draw(quantity: Quantity, parameter: str, *, label: str = "", title: str = ""
                 )  # fmt: skip
             if quantity.margin is not None:
                 axes.axhline(quantity.margin, color="0.3", linestyle="--", linewidth=1, label="margin")
-            axes.set(title=title, xlabel=label or parameter, ylabel=quantity.label)
+            kinds = [x, *([quantity.kind] if quantity.kind else [])]
+            several = rows.duplicated(kinds).any()
+            what = f"{quantity.label}\nmean, 95 % interval" if several else quantity.label
+            axes.set(title=title, xlabel=label or parameter, ylabel=what)
             if legend := axes.get_legend():
                 legend.remove()
             handles, names = axes.get_legend_handles_labels()

@@ -49,9 +49,9 @@ class Keys:
 
     def of(self, notebook: NotebookNode, settings: Settings) -> Key:
         """The key of one run."""
-        code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-        words = {node.value for tree in _trees(code) for node in ast.walk(tree) if _is_text(node)}
-        words |= {value for value in settings.values.values() if isinstance(value, str)}
+        code = tuple(cell.source for cell in notebook.cells if cell.cell_type == "code")
+        modules, words = self._read(code)
+        words = words | {value for value in settings.values.values() if isinstance(value, str)}
         device = device_of(settings)
         parts = {
             "code": _hash(json.dumps(code)),
@@ -59,12 +59,18 @@ class Keys:
             "versions": self._versions,
             "device": f"{device['kind']} {device['name']}" if device["kind"] != "cpu" else "cpu",
         }
-        for module in sorted(self.reached(code)):
+        for module in sorted(modules):
             parts[f"module {module}"] = self._source(module)
         for file in _shipped():
             if file.stem in words:
                 parts[f"data {file.stem}"] = _file_hash(file, file.stat().st_mtime_ns)
         return Key(parts)
+
+    @functools.cache  # noqa: B019 - as long-lived as the command
+    def _read(self, code: tuple[str, ...]) -> tuple[set[str], set[str]]:
+        """The modules that code reaches, and the texts in it: the same for all runs of a notebook."""
+        words = {node.value for tree in _trees(code) for node in ast.walk(tree) if _is_text(node)}
+        return self.reached(code), words
 
     def reached(self, code: Iterable[str]) -> set[str]:
         """All modules of the package that some code reaches by import."""

@@ -136,11 +136,6 @@ def _run(paper: Paper, notebook: NotebookNode) -> str:
     )
 
 
-def _badge(verdict: str, text: str | None = None) -> str:
-    mark = {"verified": "✓", "supported": "✓", "failed": "✗", "contradicted": "✗"}.get(verdict, "?")
-    return f"<span class='lossbook-verdict lossbook-{escape(verdict)}'>{mark} {escape(text or verdict)}</span>"
-
-
 def _score(project: Project, notebooks: dict[Paper, NotebookNode], found: list[dict[str, Any]]) -> str:
     counts = entries.score(found)
     pages = f"{len(notebooks)} of {len(project.catalogue)} papers" if project.catalogue else f"{len(notebooks)} papers"
@@ -150,7 +145,7 @@ def _score(project: Project, notebooks: dict[Paper, NotebookNode], found: list[d
             number = counts[kind][verdict]
             if number or verdict != "failed":
                 things = f"{number} {kind}{'' if number == 1 else 's'} {verdict}"
-                boxes.append(_badge(verdict, things))
+                boxes.append(entries.badge(verdict, things))
     return f"<div class='lossbook-score'>{' '.join(boxes)}</div>"
 
 
@@ -168,7 +163,7 @@ def _scoreboard(notebooks: dict[Paper, NotebookNode], found: list[dict[str, Any]
             kind, name = escape(entry["kind"]), escape(entry["id"])
             cells = [
                 f"<a href='{paper.page}.html#{kind}-{name}'>{kind} {name}</a>",
-                _badge(entry["verdict"]),
+                entries.badge(entry["verdict"]),
                 escape(entry["statement"]),
                 escape(entry["evidence"] or ""),
             ]

@@ -115,14 +115,15 @@ class Settings:
     @property
     def name(self) -> str:
         """A name for files that people can read; different settings have different names."""
-        words = [f"{key}={_word(value)}" for key, value in self.given.items()]
+        # In one order, however they were given.
+        words = [f"{key}={_word(value)}" for key, value in sorted(self.given.items())]
         plain = "-".join([self.profile, *words])
         name = re.sub(r"[^\w.=+-]+", "_", plain, flags=re.ASCII)[:100]
         if name == plain:
             return name
         import hashlib
 
-        return f"{name}-{hashlib.sha256(json.dumps(self.given).encode()).hexdigest()[:8]}"
+        return f"{name}-{hashlib.sha256(json.dumps(self.given, sort_keys=True).encode()).hexdigest()[:8]}"
 
     @property
     def options(self) -> list[str]:
