@@ -236,7 +236,7 @@ def _client(options: Options, pending: list[Plan]) -> Iterator[Any]:
     """A client of the cluster that is asked for, or of one within this process."""
     import dask
 
-    # In a cluster of our own nothing but the scheduler knows better than we what to print.
+    # Failures are told by us.
     quiet = {"distributed.admin.system-monitor.disk": False, "distributed.logging.distributed": "critical"}
     with dask.config.set(quiet):
         from distributed import Client, Scheduler, SpecCluster, Worker
@@ -250,16 +250,11 @@ def _client(options: Options, pending: list[Plan]) -> Iterator[Any]:
                 yield client
             return
         gpus = {"GPU": 1} if machine.device_of_machine()["kind"] == "cuda" else {}
+        # Dask always serves its state over HTTP: here to nobody else, on any port that is free.
+        alone = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+        usual = {"nthreads": 1, "memory_limit": 0, **alone}
         workers = {
-            index: {
-                "cls": Worker,
-                "options": {
-                    "nthreads": 1,
-                    "memory_limit": 0,
-                    "resources": gpus if index == 0 else {},
-                    "dashboard": False,
-                },
-            }
+            index: {"cls": Worker, "options": {**usual, "resources": gpus if index == 0 else {}}}
             for index in range(min(options.jobs, len(pending)))
         }
         scheduler = {"cls": Scheduler, "options": {"protocol": "inproc://", **alone}}
