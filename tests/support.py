@@ -8,6 +8,7 @@ from types import ModuleType
 
 import jaxtyping
 import pytest
+import torch
 
 
 @contextmanager
@@ -44,3 +45,18 @@ def rejects(function, *args, names: str, **kwargs) -> str:
     message = str(caught.value)
     assert re.match(rf"({names}): (expected|no) .+", message), message
     return message
+
+
+def pair(n=8, d=5, *, seed=0, dtype=torch.float64, scale=1.0):
+    """Two sets of random embeddings that ask for gradients; the same directions whatever dtype and scale."""
+    draw = torch.Generator().manual_seed(seed)
+    x, y = torch.randn(2, n, d, generator=draw, dtype=torch.float64)
+    return (scale * x).to(dtype).requires_grad_(), (scale * y).to(dtype).requires_grad_()
+
+
+def agree(ours, theirs, inputs, tolerance=1e-10):
+    """Check that two losses, and their gradients by the inputs, are equal."""
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    gradients = (torch.autograd.grad(loss.sum(), inputs) for loss in (ours, theirs))
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)

@@ -7,27 +7,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import rejects, unhooked
+from support import agree, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import log_odds, temperature_free_info_nce
-
-
-def pair(n=8, d=5, *, seed=0, dtype=torch.float64, scale=1.0):
-    draw = torch.Generator().manual_seed(seed)
-    x, y = torch.randn(2, n, d, generator=draw, dtype=torch.float64)
-    return (scale * x).to(dtype).requires_grad_(), (scale * y).to(dtype).requires_grad_()
 
 
 def oracle(x, y, reduction="mean"):
     logits = torch.special.logit((1 + F.normalize(x) @ F.normalize(y).T) / 2)
     return F.cross_entropy(logits, torch.arange(len(x)), reduction=reduction)
-
-
-def agree(ours, theirs, inputs, tolerance=1e-10):
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-    gradients = (torch.autograd.grad(loss.sum(), inputs) for loss in (ours, theirs))
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
