@@ -39,6 +39,7 @@ def main() -> None:
                 run = executed.metadata["lossbook"]["run"]
                 run["status"] = "finished"
                 del run["failure"]
+                run["key"] = dict(plan.key.parts)
                 runs.write(plan.path, executed)
             assert all(plan.reason is None for plan in planned(Project.find(root)))
             inside, whole = [], []

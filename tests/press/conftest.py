@@ -59,6 +59,8 @@ entry(kind="claim", id="c1", statement="Fast.", criterion="above 0", verdict="in
 class Tiny:
     """A project in a folder of its own."""
 
+    program = ("-m", "lossbook.press")
+
     def __init__(self, root: Path):
         self.root = root
         (root / "book").mkdir(parents=True)
@@ -77,7 +79,7 @@ class Tiny:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
         return subprocess.Popen(
-            [sys.executable, "-m", "lossbook.press", *arguments],
+            [sys.executable, *self.program, *arguments],
             cwd=self.root,
             env={**os.environ, "COLUMNS": "200", **environment},
             stdout=subprocess.PIPE,
@@ -106,6 +108,21 @@ class Tiny:
 @pytest.fixture
 def tiny(tmp_path: Path) -> Tiny:
     return Tiny(tmp_path / "project")
+
+
+# The command, with everything but the rendering of the site, which takes longer than all the rest.
+SWIFT = """
+from lossbook.press import site
+site.render = lambda project, source: None
+from lossbook.press.cli import main
+main()
+"""
+
+
+@pytest.fixture
+def swift(tiny: Tiny) -> Tiny:
+    tiny.program = ("-c", SWIFT)
+    return tiny
 
 
 @pytest.fixture(scope="session")

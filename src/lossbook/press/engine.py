@@ -5,6 +5,7 @@ scheduled by Dask: on workers within this process, or on those of a cluster that
 """
 
 import contextlib
+import logging
 import os
 import re
 import time
@@ -25,6 +26,12 @@ from lossbook.press.project import Paper, Project
 
 # What the workers tell the client about, by Dask's topics.
 TOPIC = "lossbook"
+# How the reason begins if there is a file, but no run in it.
+DAMAGED = "its stored run is damaged"
+
+
+# How often a run that never began is sent out again, since the workers died that it waited on.
+BLAMELESS = 3
 
 
 @dataclass(frozen=True)
@@ -108,15 +115,16 @@ def failed(path: Path) -> Path:
 def _reason(request: Request, key: keys.Key, path: Path) -> str | None:
     if path.is_file():
         try:
-            runs.read(path)
-            return None
+            if runs.read(path).metadata["lossbook"]["run"].get("key") == key.parts:
+                return None
+            return f"{DAMAGED}: {path} is of something else"
         except PressError as error:
-            return f"its stored run is damaged: {error}"
+            return f"{DAMAGED}: {error}"
     if failed(path).is_file():
         return "it failed the last time"
     same = re.compile(re.escape(request.settings.name) + r"-[0-9a-f]{16}\.ipynb")
     for earlier in _newest(path for path in path.parent.glob("*.ipynb") if same.fullmatch(path.name)):
-        with contextlib.suppress(PressError, FileNotFoundError):
+        with contextlib.suppress(PressError, FileNotFoundError, KeyError):
             return key.difference(runs.read(earlier).metadata["lossbook"]["run"]["key"])
     return "it was never run"
 
@@ -147,14 +155,20 @@ def carry_out(project: Project, plans: Sequence[Plan], options: Options, console
     """
     outcomes: dict[Path, Outcome] = {}
     pending = list({plan.path: plan for plan in plans if plan.reason}.values())
+    for each in pending:
+        if each.reason.startswith(DAMAGED):
+            console.print(f"{each.request.name}: {each.reason}; it runs again", markup=False)
     for each in plans:
         if not each.reason:
             outcomes[each.path] = Outcome(each.request, each.path, runs.read(each.path), ran=False)
     if pending:
-        with Board(
-            console, [(each.request.name, seconds(project, each.request)) for each in pending], options.jobs
-        ) as board:
-            for each, executed in _results(pending, options, board):
+        expected = [(each.request.name, seconds(project, each.request)) for each in pending]
+        with (
+            Board(console, expected, options.jobs) as board,
+            # Closed at once when a result cannot be written, so that no kernel goes on.
+            contextlib.closing(_results(pending, options, board)) as results,
+        ):
+            for each, executed in results:
                 executed.metadata["lossbook"]["run"]["key"] = dict(each.key.parts)
                 bad = runs.failure_of(executed)
                 runs.write(failed(each.path) if bad else each.path, executed)
@@ -170,12 +184,17 @@ def _results(pending: list[Plan], options: Options, board: Board) -> Iterator[tu
     from distributed import as_completed
 
     with _client(options, pending) as client:
-        client.subscribe_topic(TOPIC, lambda event: board.report(*event[1]))
+        started: set[str] = set()
+
+        def report(name: str, done: int, total: int) -> None:
+            started.add(name)
+            board.report(name, done, total)
+
+        client.subscribe_topic(TOPIC, lambda event: report(*event[1]))
         resources = _resources(client, pending)
-        futures = {}
-        # The longest first, so that the last ones to end are short.
-        for each in sorted(pending, key=lambda each: -(board.expected(each.request.name) or 0)):
-            future = client.submit(
+
+        def submit(each: Plan) -> Any:
+            return client.submit(
                 _run,
                 each.request.paper,
                 nbformat.writes(each.request.notebook),
@@ -186,22 +205,45 @@ def _results(pending: list[Plan], options: Options, board: Board) -> Iterator[tu
                 pure=False,
                 resources=resources.get(each.path),
             )
-            futures[future] = each
+
+        # The longest first, so that the last ones to end are short.
+        ordered = sorted(pending, key=lambda each: -(board.expected(each.request.name) or 0))
+        futures = {submit(each): each for each in ordered}
+        blameless = {each.path: BLAMELESS for each in pending}
         try:
-            for future in as_completed(futures, loop=client.loop):
+            completed = as_completed(futures, loop=client.loop)
+            for future in completed:
                 each = futures[future]
+                if _killed(future) and each.request.name not in started and blameless[each.path]:
+                    # It only waited, where another run killed the worker.
+                    blameless[each.path] -= 1
+                    again = submit(each)
+                    futures[again] = each
+                    completed.add(again)
+                    continue
                 if future.status == "finished":
                     executed = nbformat.reads(future.result(), as_version=4)
                 else:
-                    error = future.exception()
-                    words = "; ".join(str(error).split("\n")[:2]).strip()
-                    what = "the worker died" if type(error).__name__ == "KilledWorker" else type(error).__name__
+                    what, words = _what_was_lost(future)
                     executed = runs.lost(each.request.paper, each.request.notebook, each.request.settings, what, words)
                 future.release()
                 yield each, executed
         finally:
             client.cancel([future for future in futures if not future.done()], force=True)
             _stop_here()
+
+
+def _killed(future: Any) -> bool:
+    return future.status == "error" and type(future.exception()).__name__ == "KilledWorker"
+
+
+def _what_was_lost(future: Any) -> tuple[str, str]:
+    """Why nothing came back, and more about it."""
+    if future.status in ("cancelled", "lost"):
+        return "the scheduler or the connection to it is gone", ""
+    error = future.exception()
+    words = "; ".join(str(error).split("\n")[:2]).strip()
+    return ("the worker died" if _killed(future) else type(error).__name__), words
 
 
 def _run(paper: Paper, notebook: str, settings: Settings, name: str, options: Options) -> str:
@@ -240,9 +282,14 @@ def _client(options: Options, pending: list[Plan]) -> Iterator[Any]:
     quiet = {"distributed.admin.system-monitor.disk": False, "distributed.logging.distributed": "critical"}
     with dask.config.set(quiet):
         from distributed import Client, Scheduler, SpecCluster, Worker
+        from distributed.comm import parse_address
+        from distributed.comm.registry import get_backend
 
+        for logger in ("distributed", "distributed.client"):
+            logging.getLogger(logger).setLevel(logging.CRITICAL)
         if options.scheduler:
             try:
+                get_backend(parse_address(options.scheduler)[0])
                 client = Client(options.scheduler, timeout=10, set_as_default=False)
             except (OSError, ValueError) as error:
                 raise Refused(f"--scheduler {options.scheduler}: no Dask scheduler there ({error})") from None

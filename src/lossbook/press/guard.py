@@ -35,11 +35,11 @@ class Guard:
     def _watch(self) -> None:
         started = time.monotonic()
         while not self._over.wait(PAUSE):
-            if reason := self._exceeded(time.monotonic() - started):
-                self.reason = reason
+            self.reason = self.reason or self._exceeded(time.monotonic() - started)
+            if self.reason:
+                # More than once, for a kernel may still be starting.
                 for kernel in self._kernels:
                     kernel.kill()
-                return
 
     def _exceeded(self, seconds: float) -> str:
         if self._limits.timeout is not None and seconds > self._limits.timeout:

@@ -1,12 +1,15 @@
 """The key of a run: the content that decides its result. Text and comments between cells are not in it."""
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import json
 import platform
-from collections.abc import Iterable, Mapping
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +23,9 @@ from lossbook.press.project import Project
 
 PACKAGE = "lossbook"
 # Part of every key: a change of how runs are stored makes all of them anew.
-FORMAT = "1"
+FORMAT = "2"
+# Marks of cells that decide what happens, not how it is shown.
+TAGS = {"parameters", "raises-exception", "skip-execution"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Key:
     def difference(self, other: Mapping[str, str]) -> str:
         """What is different from the parts of another key, in words."""
         changed = [name for name in sorted({*self.parts, *other}) if self.parts.get(name) != other.get(name)]
+        if not changed:
+            return "the way in which runs are stored changed"
         names = [name if self.parts.get(name) else f"no more {name}" for name in changed]
         return f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''} changed"
 
@@ -49,10 +56,12 @@ class Keys:
 
     def of(self, notebook: NotebookNode, settings: Settings) -> Key:
         """The key of one run."""
-        code = tuple(cell.source for cell in notebook.cells if cell.cell_type == "code")
-        modules, words = self._read(code)
-        words = words | {value for value in settings.values.values() if isinstance(value, str)}
+        cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        modules, words = self._read(tuple(cell.source for cell in cells))
+        for value in settings.values.values():
+            words = words | {word for word in (value if isinstance(value, list) else [value]) if isinstance(word, str)}
         device = device_of(settings)
+        code = [[cell.source, *sorted(TAGS & {*cell.metadata.get("tags", ())})] for cell in cells]
         parts = {
             "code": _hash(json.dumps(code)),
             "parameters": _hash(json.dumps(settings.values, sort_keys=True)),
@@ -69,36 +78,46 @@ class Keys:
     @functools.cache  # noqa: B019 - as long-lived as the command
     def _read(self, code: tuple[str, ...]) -> tuple[set[str], set[str]]:
         """The modules that code reaches, and the texts in it: the same for all runs of a notebook."""
-        words = {node.value for tree in _trees(code) for node in ast.walk(tree) if _is_text(node)}
+        words = {node.value for tree in _trees(code)[0] for node in ast.walk(tree) if _is_text(node)}
         return self.reached(code), words
 
     def reached(self, code: Iterable[str]) -> set[str]:
         """All modules of the package that some code reaches by import."""
         modules = set(self._graph.modules)
-        named: set[str] = set()
-        for tree in _trees(code):
+        trees, unclear = _trees(code)
+        # Of what cannot be read, the worst is assumed.
+        found = {PACKAGE} if any(PACKAGE in text for text in unclear) else set()
+        for tree in trees:
             for node in ast.walk(tree):
                 if isinstance(node, ast.Import):
-                    named |= {alias.name for alias in node.names}
+                    found |= {alias.name for alias in node.names}
                 elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                    named |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        found = named & modules
-        # A package that gathers what its modules export, or the whole by its bare name, reaches all of them.
-        exact = {name for name in found if not any(other.startswith(f"{name}.") for other in found)}
-        gathering = {name for name in exact if name == PACKAGE or name.startswith(f"{PACKAGE}.methods")}
-        found |= {module for module in modules for name in gathering if module.startswith(f"{name}.")}
+                    within = {f"{node.module}.{alias.name}" for alias in node.names}
+                    # Modules by their names; any other name is one of the package's own.
+                    found |= within if within <= modules else {node.module, *within}
+                elif _is_text(node) and "." in node.value:
+                    # As importlib takes it.
+                    found.add(node.value)
+        found, reached = found & modules, set()
+        while found:
+            # A package that gathers what its modules export, or the whole by its bare name, reaches all of them.
+            gathering = {name for name in found if name == PACKAGE or name.startswith(f"{PACKAGE}.methods")}
+            found |= {module for module in modules for name in gathering if module.startswith(f"{name}.")}
+            reached |= found
+            found = {other for name in found for other in self._graph.find_modules_directly_imported_by(name)} - reached
         # Importing a module runs the packages around it. (What these gather without an import statement, a part all its
-        # papers, decides nothing about the module's own result.)
-        found |= {".".join(name.split(".")[:depth]) for name in found for depth in range(1, name.count(".") + 1)}
-        for module in list(found):
-            found |= self._graph.find_upstream_modules(module)
-        return found
+        # papers, decides nothing about the module's own result; what they import by one does.)
+        around = {".".join(name.split(".")[:depth]) for name in reached for depth in range(1, name.count(".") + 1)}
+        for name in around - reached:
+            reached |= {name, *self._graph.find_upstream_modules(name)}
+        return reached
 
     @functools.cached_property
     def _graph(self) -> Any:
         import grimp
 
-        return grimp.build_graph(PACKAGE, cache_dir=None)
+        with _undisturbed():
+            return grimp.build_graph(PACKAGE, cache_dir=None)
 
     @functools.cache  # noqa: B019 - as long-lived as the command
     def _source(self, module: str) -> str:
@@ -113,16 +132,41 @@ class Keys:
         return _hash(json.dumps([locked, platform.python_version(), _version("torch"), _version("numpy")]))
 
 
-def _trees(code: Iterable[str]) -> list[ast.AST]:
-    trees = []
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals wait until this is left: an exception of their handlers is none that grimp, being Rust, survives."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    late: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: late.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in late[:1]:
+            signal.raise_signal(number)
+
+
+def _trees(code: Iterable[str]) -> tuple[list[ast.AST], list[str]]:
+    """Cells as Python, and what is none."""
+    trees, unclear = [], []
     for source in code:
         # Lines for IPython (magics) are not Python; the cell that holds one is in the key as text all the same.
-        plain = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines())
-        try:
-            trees.append(ast.parse(plain))
-        except SyntaxError:
-            continue
-    return trees
+        magic = [line for line in source.splitlines() if line.lstrip().startswith(("%", "!"))]
+        plain = "\n".join("" if line in magic else line for line in source.splitlines())
+        for text, rest in ((source, []), (plain, magic)):
+            with contextlib.suppress(SyntaxError, ValueError):
+                trees.append(ast.parse(text))
+                unclear += rest
+                break
+        else:
+            unclear.append(source)
+    return trees, unclear
 
 
 def _is_text(node: ast.AST) -> bool:

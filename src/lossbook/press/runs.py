@@ -139,7 +139,7 @@ def execute(
         pass  # the cell says it too, and more
     except RuntimeError as error:
         if not running:
-            words = Here.started[-1].last_words if Here.started else ""
+            words = guard.reason or (Here.started[-1].last_words if Here.started else "")
             failure = Failure(None, None, "", "the kernel did not start", words or str(error))
         elif isinstance(error, DeadKernelError):
             failure = _died(paper, running[0], current, guard.reason)
@@ -176,6 +176,11 @@ def with_text(executed: NotebookNode, script: NotebookNode) -> NotebookNode:
     Both have the same code, for code is in the key of a run; text is not, and may have been edited since.
     """
     made = copy.deepcopy(executed)
+    # The front matter as well: it says how things are shown.
+    run, language = made.metadata["lossbook"]["run"], ("kernelspec", "language_info")
+    made.metadata = {name: made.metadata[name] for name in language if name in made.metadata}
+    made.metadata.update(copy.deepcopy(script.metadata))
+    made.metadata["lossbook"] = {**script.metadata.get("lossbook", {}), "run": run}
     code = [cell for cell in made.cells if cell.cell_type == "code"]
     made.cells = []
     for cell in script.cells:
@@ -183,7 +188,7 @@ def with_text(executed: NotebookNode, script: NotebookNode) -> NotebookNode:
             made.cells.append(copy.deepcopy(cell))
             continue
         ran = code.pop(0)
-        ran.metadata.update(cell.metadata)
+        ran.metadata = copy.deepcopy(cell.metadata)
         made.cells.append(ran)
         # What papermill put behind the parameters.
         while code and "injected-parameters" in code[0].metadata.get("tags", []):

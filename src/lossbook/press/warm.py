@@ -81,6 +81,9 @@ class WarmProvisioner(LocalProvisioner):
         """Fork. The interpreter that the command names is this one; what follows it are the kernel's arguments."""
         process = _context().Process(
             target=_serve,
+            # What a process is called that is nobody's child.
+            name="MainProcess",
+            daemon=False,
             args=(
                 cmd[cmd.index("-f") :],
                 dict(options.get("env") or os.environ),
@@ -88,22 +91,32 @@ class WarmProvisioner(LocalProvisioner):
                 getattr(options.get("stdout"), "name", None),
             ),
         )
-        with _starting, _no_main():
-            process.start()
+        try:
+            with _starting, _without_heritage():
+                process.start()
+        except (EOFError, OSError):
+            # The warm process ended while it was importing. An ordinary kernel starts slowly, but it starts.
+            return await super().launch_kernel(cmd, **options)
         self.process = Forked(process)
         self.pid = self.pgid = process.pid
         return self.connection_info
 
 
 @contextlib.contextmanager
-def _no_main():
-    """Without a main module, or every child would import the script that started us."""
-    main = sys.modules["__main__"]
+def _without_heritage():
+    """Without a main module, or every child would import the script that started us; and free to have children.
+
+    (Workers of Dask are what multiprocessing calls daemonic: not allowed to have any.)
+    """
+    main, ours = sys.modules["__main__"], multiprocessing.current_process()._config
+    daemonic = ours.pop("daemon", None)
     sys.modules["__main__"] = ModuleType("__main__")
     try:
         yield
     finally:
         sys.modules["__main__"] = main
+        if daemonic is not None:
+            ours["daemon"] = daemonic
 
 
 def _serve(arguments: list[str], environment: dict[str, str], folder: str, log: str | None) -> None:
@@ -112,20 +125,65 @@ def _serve(arguments: list[str], environment: dict[str, str], folder: str, log: 
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    sink = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        sink = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except FileNotFoundError:
+        # Its folder is gone: stopped before it began.
+        raise SystemExit(1) from None
     for stream in (1, 2):
         os.dup2(sink, stream)
 
+    # What multiprocessing handed down: our way to make processes, our arguments, our path.
+    multiprocessing.set_start_method(None, force=True)
+    sys.argv, sys.path[:] = ["ipykernel_launcher", *arguments], _path(environment)
+    _forget_edited()
+
+    from multiprocessing import forkserver
+
     import matplotlib
+    import numpy
     import torch
     from ipykernel.kernelapp import IPKernelApp
 
     # What a notebook leaves behind (semaphores) is its own tracker's to clear, not that of whoever started us.
     tracker = resource_tracker._resource_tracker
     tracker._fd = tracker._pid = None
+    # Nor are we among those for whom the warm process goes on.
+    os.close(forkserver._forkserver._forkserver_alive_fd)
+    forkserver._forkserver.__init__()
 
     # These were read from the environment when the warm process imported their libraries.
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or 1))
+    threads = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    torch.set_num_threads(int(threads) if threads.isdecimal() and int(threads) else 1)
     matplotlib.rcParams["backend"] = environment.get("MPLBACKEND") or "module://matplotlib_inline.backend_inline"
+    # Which at its import looks for a kernel to show figures in.
+    sys.modules.pop("matplotlib_inline.backend_inline", None)
+    # Or all kernels would draw the same numbers where no seed is set.
+    numpy.random.seed()
+    torch.default_generator.seed()
     # It ends with its parent, which ends with whoever started the warm process.
     IPKernelApp.launch_instance(argv=[*arguments, f"--IPKernelApp.parent_handle={os.getppid()}"])
+
+
+def _path(environment: dict[str, str]) -> list[str]:
+    """Where an ordinary kernel looks for modules: what programs put before the standard library is theirs alone."""
+    named = [os.path.abspath(entry) for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    library = {os.path.dirname(os.__file__), *(entry for entry in sys.path if entry.endswith(".zip"))}
+    first = next((index for index, entry in enumerate(sys.path) if entry in library), 0)
+    return named + [entry for entry in sys.path[first:] if entry not in named]
+
+
+def _forget_edited() -> None:
+    """Import our own modules anew if any was edited since the warm process did: a worker may live for days."""
+    loaded = getattr(sys.modules.get("lossbook.press.preload"), "LOADED", {})
+    if loaded != {file: edited(file) for file in loaded}:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "lossbook"]:
+            del sys.modules[name]
+
+
+def edited(file: str) -> int | None:
+    """When a file was last written; None if it is gone."""
+    try:
+        return os.stat(file).st_mtime_ns
+    except OSError:
+        return None
