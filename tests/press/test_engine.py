@@ -145,9 +145,9 @@ class Starting:
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (runs.Limits(timeout=0.1), "its limit of 0.1 s"),
-        (runs.Limits(memory=1), "its limit of memory"),
-        (runs.Limits(unwanted=lambda: "nobody wants it"), "nobody wants it"),
+        (guard.Limits(timeout=0.1), "its limit of 0.1 s"),
+        (guard.Limits(memory=1), "its limit of memory"),
+        (guard.Limits(unwanted=lambda: "nobody wants it"), "nobody wants it"),
     ],
 )
 def test_a_guard_ends_even_a_kernel_that_is_only_starting(limits, words):

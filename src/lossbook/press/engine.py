@@ -18,7 +18,7 @@ import nbformat
 from nbformat import NotebookNode
 from rich.console import Console
 
-from lossbook.press import keys, machine, runs
+from lossbook.press import guard, keys, machine, runs
 from lossbook.press.errors import PressError, Refused
 from lossbook.press.parameters import Settings
 from lossbook.press.progress import Board
@@ -267,7 +267,7 @@ def _run(paper: Paper, notebook: str, settings: Settings, name: str, options: Op
         nbformat.reads(notebook, as_version=4),
         settings,
         report,
-        limits=runs.Limits(options.timeout, options.memory, unwanted),
+        limits=guard.Limits(options.timeout, options.memory, unwanted),
         warm=options.warm,
     )
     return nbformat.writes(executed)

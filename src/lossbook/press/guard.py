@@ -1,25 +1,46 @@
 """Ending a run from outside: too long, too large, or no longer wanted."""
 
-from __future__ import annotations
-
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 import psutil
-
-if TYPE_CHECKING:
-    from lossbook.press.kernels import Kernel
-    from lossbook.press.runs import Limits
 
 # Seconds between two looks.
 PAUSE = 0.25
 
 
+@dataclass(frozen=True)
+class Limits:
+    """When a run is ended from outside. None is no limit."""
+
+    # Seconds for the whole notebook.
+    timeout: float | None = None
+    # Bytes that the kernel and its children may use beside what they share with others.
+    memory: int | None = None
+    # Says in words why the run is no longer wanted, if so.
+    unwanted: Callable[[], str] = lambda: ""
+
+
+NO_LIMITS = Limits()
+
+
+class Guarded(Protocol):
+    """What can be watched: a kernel."""
+
+    def memory(self) -> int:
+        """Bytes that it uses."""
+
+    def kill(self) -> None:
+        """End it."""
+
+
 class Guard:
     """Watches the kernels of one run from a thread, and stops them when a limit is reached."""
 
-    def __init__(self, kernels: list[Kernel], limits: Limits):
+    def __init__(self, kernels: list[Guarded], limits: Limits):
         # Why the run was ended; empty if it was not.
         self.reason = ""
         self._kernels, self._limits = kernels, limits

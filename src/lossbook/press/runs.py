@@ -17,7 +17,7 @@ from nbformat import NotebookNode
 
 from lossbook.press.errors import PressError, Refused
 from lossbook.press.files import write_whole
-from lossbook.press.guard import Guard
+from lossbook.press.guard import NO_LIMITS, Guard, Limits
 from lossbook.press.machine import device_of
 from lossbook.press.parameters import Settings
 from lossbook.press.project import Paper
@@ -61,25 +61,13 @@ def read_script(paper: Paper) -> NotebookNode:
         raise Refused(f"{paper.source}: cannot be read as a notebook: {error}") from None
 
 
-@dataclass(frozen=True)
-class Limits:
-    """When a run is ended from outside. None is no limit."""
-
-    # Seconds for the whole notebook.
-    timeout: float | None = None
-    # Bytes that the kernel and its children may use beside what they share with others.
-    memory: int | None = None
-    # Says in words why the run is no longer wanted, if so.
-    unwanted: Callable[[], str] = lambda: ""
-
-
 def execute(
     paper: Paper,
     notebook: NotebookNode,
     settings: Settings,
     report: Report = lambda done, total: None,
     *,
-    limits: Limits = Limits(),
+    limits: Limits = NO_LIMITS,
     warm: bool = False,
 ) -> NotebookNode:
     """Execute a notebook and return it whole, with what happened in `metadata["lossbook"]["run"]`.
