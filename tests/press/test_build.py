@@ -176,7 +176,8 @@ def test_an_interrupted_rendering_leaves_the_last_site(tiny, alive, wait_for):
     press.send_signal(signal.SIGTERM)
     _, err = press.communicate(timeout=30)
     assert press.returncode == 143 and "Traceback" not in err
-    assert not any(alive(int(child)) for child in children)
+    # The process that kernels fork from ends when it sees that the press has.
+    wait_for(lambda: not any(alive(int(child)) for child in children), 5)
     assert "first\n</pre>" in page(tiny, "part_one/one") and script.exists()
     tiny.run("build")
     assert "second\n</pre>" in page(tiny, "part_one/one") and not work.exists()
