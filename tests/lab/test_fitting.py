@@ -289,3 +289,85 @@ def test_cuda_agrees_with_the_cpu():
 
 def test_grid_is_every_combination():
     assert lab.grid(seed=[0, 1], rate=[0.1]) == [{"seed": 0, "rate": 0.1}, {"seed": 1, "rate": 0.1}]
+
+
+# What a run carries from step to step --------------------------------------------------------------
+
+
+def with_teacher(model, batch, run, state):
+    teacher = lab.moving_average(state["teacher"], model.parameters, 0.9)
+    student, target = model(batch["inputs"] + batch["noise"]), model.at(teacher)(batch["inputs"])
+    memory = state["memory"].index_copy(0, batch["index"], student.detach())
+    value = F.mse_loss(student, target) + loss(model, batch, run)
+    return value, {"fraction": run["fraction"]}, {"teacher": teacher, "memory": memory, "steps": run["step"] + 1}
+
+
+def start(run, module):
+    return {"teacher": dict(module.named_parameters()), "memory": torch.zeros(100, 3), "steps": torch.tensor(0)}
+
+
+def fit_with_state(runs, **changes):
+    data = DATA | {"index": torch.arange(100)}
+    settings = {
+        "epochs": 3,
+        "batch_size": 20,
+        "noise": noise,
+        "dtype": torch.float64,
+        "device": "cpu",
+        "progress": None,
+    }
+    return lab.fit(build, with_teacher, data, runs, state=start, **settings | changes)
+
+
+def test_a_teacher_and_a_memory_agree_with_a_plain_loop():
+    fitted = fit_with_state(lab.grid(seed=[3, 4], learning_rate=[1e-2, 1e-1]))
+    for index, run in fitted.runs.iterrows():
+        seed = int(run["seed"])
+        torch.manual_seed(seed)
+        model, teacher = build({}).double(), build({}).double()
+        teacher.load_state_dict(model.state_dict())
+        stepper = torch.optim.Adam(model.parameters(), lr=run["learning_rate"])
+        order, draw = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+        memory, step = torch.zeros(100, 3, dtype=torch.float64), 0
+        for _ in range(3):
+            for rows in torch.randperm(100, generator=order).split(20):
+                if step % NOISE_STEPS == 0:
+                    block = noise(draw, NOISE_STEPS)["noise"]
+                with torch.no_grad():
+                    for slow, fast in zip(teacher.parameters(), model.parameters(), strict=True):
+                        slow.mul_(0.9).add_(fast, alpha=0.1)
+                    target = teacher(DATA["inputs"][rows])
+                student = model(DATA["inputs"][rows] + block[step % NOISE_STEPS])
+                memory[rows] = student.detach()
+                stepper.zero_grad()
+                (F.mse_loss(student, target) + F.cross_entropy(student, DATA["targets"][rows])).backward()
+                stepper.step()
+                step += 1
+        for name, value in teacher.named_parameters():
+            close(fitted.state["teacher"][name][index], value.detach())
+        close(fitted.state["memory"][index], memory)
+    assert fitted.state["steps"].tolist() == [15] * 4
+    close(fitted.logged["fraction"], torch.arange(15, dtype=torch.float64).expand(4, -1) / 15)
+
+
+def test_state_does_not_depend_on_the_stack():
+    runs = lab.grid(seed=[0, 1, 2], learning_rate=[1e-3, 1e-1])
+    stacked, alone = fit_with_state(runs), fit_with_state(runs[3:4])
+    close(stacked.state["memory"][3], alone.state["memory"][0])
+    close(stacked.state["teacher"]["0.weight"][3], alone.state["teacher"]["0.weight"][0])
+
+
+def test_the_clock_is_there_without_state_and_cannot_be_a_hyperparameter():
+    def ticking(model, batch, run):
+        return loss(model, batch, run), {"step": run["step"]}
+
+    fitted = fit(lab.grid(seed=[0, 1], learning_rate=[1e-3]), loss=ticking)
+    assert fitted.logged["step"].tolist() == [list(range(25))] * 2
+    assert fitted.state == {}
+    with pytest.raises(ValueError, match="runs: expected hyperparameters, got 'step'"):
+        fit([{"seed": 0, "learning_rate": 1.0, "step": 3}])
+
+
+def test_a_loss_that_forgets_its_state_is_refused():
+    with pytest.raises(ValueError, match=r"loss: expected \(loss, logged, new state\)"):
+        fit(lab.grid(seed=[0], learning_rate=[1.0]), loss=lambda m, b, r, s: loss(m, b, r), state=start)

@@ -13,14 +13,15 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
 
 from lossbook.lab.data import DataError, Dataset, load
-from lossbook.lab.evaluate import accuracy, k_nearest_neighbours, linear_probe
-from lossbook.lab.fitting import Fitted, NonFiniteError, choose_device, fit, grid
+from lossbook.lab.data.text import Pairs, load_pairs, path_similarity
+from lossbook.lab.evaluate import accuracy, effective_rank, k_nearest_neighbours, linear_probe, retrieval
+from lossbook.lab.fitting import Fitted, Model, NonFiniteError, choose_device, fit, grid, moving_average
 from lossbook.lab.ledger import CheckFailed, Claim, Ledger, max_error
 from lossbook.lab.nets import EncoderProjector, cnn, mlp
 from lossbook.lab.plots import show, show_source, show_table, use_theme
 from lossbook.lab.results import record
 from lossbook.lab.statistics import Interval, best_setting, equivalence, mean_interval, paired
-from lossbook.lab.views import Views
+from lossbook.lab.views import SignalViews, Views
 
 __all__ = [
     "CheckFailed",
@@ -31,23 +32,31 @@ __all__ = [
     "Fitted",
     "Interval",
     "Ledger",
+    "Model",
     "NonFiniteError",
+    "Pairs",
+    "SignalViews",
     "Views",
     "accuracy",
     "best_setting",
     "choose_device",
     "cnn",
+    "effective_rank",
     "equivalence",
     "fit",
     "grid",
     "k_nearest_neighbours",
     "linear_probe",
     "load",
+    "load_pairs",
     "max_error",
     "mean_interval",
     "mlp",
+    "moving_average",
     "paired",
+    "path_similarity",
     "record",
+    "retrieval",
     "show",
     "show_source",
     "show_table",

@@ -1,12 +1,13 @@
-"""What a trained network is worth. Scores are shares in [0, 1]."""
+"""What a trained network is worth. Scores are shares in [0, 1], unless said otherwise."""
 
 import warnings
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["accuracy", "k_nearest_neighbours", "linear_probe"]
+__all__ = ["accuracy", "effective_rank", "k_nearest_neighbours", "linear_probe", "retrieval"]
 
 
 def accuracy(logits: Float[Tensor, "*runs n k"], targets: Int[Tensor, " n"]) -> Float[Tensor, "*runs"]:
@@ -51,6 +52,62 @@ def k_nearest_neighbours(
 
     model = KNeighborsClassifier(neighbours, metric="cosine").fit(_array(features), _array(targets))
     return [float(model.score(_array(x), _array(y))) for x, y in tests]
+
+
+def retrieval(
+    scores: Float[Tensor, "*runs n m"],
+    relevant: Bool[Tensor, "n m"] | None = None,
+    *,
+    cutoffs: tuple[int, ...] = (1, 5, 10),
+) -> dict[str, Float[Tensor, "*runs"]]:
+    r"""How well queries find passages: recall, mean reciprocal rank and normalised discounted cumulative gain.
+
+    Means over queries, by name: `recall@k`, the share of queries with something relevant among the first $k$ (as in
+    metric learning; with one relevant passage a query also the recall of information retrieval); `mrr@k`, one over
+    the rank of the first relevant passage, 0 beyond $k$; `ndcg@k`, with gain 1 and discount $1/\log_2(1+\text{rank})$.
+    The last two at the largest $k$. Equal scores rank the irrelevant first, so constant scores earn nothing.
+
+    Args:
+        scores: of each query (row) with each passage.
+        relevant: which passages are; None for passage $i$ of query $i$ alone. Every query needs one.
+        cutoffs: values of $k$.
+
+    Raises:
+        ValueError: if a query has nothing relevant, or fewer passages than a cutoff.
+    """
+    if relevant is None:
+        relevant = torch.eye(*scores.shape[-2:], dtype=torch.bool)
+    relevant = relevant.to(scores.device)
+    if not relevant.any(-1).all():
+        raise ValueError(f"relevant: expected a passage for every query, got none for {int((~relevant.any(-1)).sum())}")
+    last = max(cutoffs)
+    if last > scores.shape[-1]:
+        raise ValueError(f"cutoffs: expected at most {scores.shape[-1]} (the passages), got {last}")
+    # Sorted by irrelevance first, then stably by score: of equal scores the irrelevant stay in front.
+    first = relevant.to(torch.uint8).argsort(dim=-1, stable=True)
+    behind = scores.take_along_dim(first.expand(scores.shape), -1).argsort(dim=-1, descending=True, stable=True)
+    hits = relevant.take_along_dim(first, -1).expand(scores.shape).take_along_dim(behind, -1)[..., :last].double()
+    rank = torch.arange(1, last + 1, device=scores.device)
+    discount = 1 / torch.log2(1 + rank.double())
+    best = discount.cumsum(0)[relevant.sum(-1).clamp(max=last) - 1]
+    found = {f"recall@{k}": hits[..., :k].amax(-1).mean(-1) for k in cutoffs}
+    found[f"mrr@{last}"] = (hits / rank).amax(-1).mean(-1)
+    found[f"ndcg@{last}"] = ((hits * discount).sum(-1) / best).mean(-1)
+    return found
+
+
+def effective_rank(features: Float[Tensor, "*runs n d"]) -> Float[Tensor, "*runs"]:
+    r"""In how many directions features vary from zero: the exponential of the entropy of their energy.
+
+    $$e^{H(p)},\qquad p_k=\frac{\sigma_k^2}{\sum_l\sigma_l^2}$$
+
+    with $\sigma_k$ the singular values; between 1 (all on one line) and $\min(n,d)$. Subtract the mean beforehand to
+    measure variation about it. Features that are all zero have rank 1.
+    """
+    energy = torch.linalg.svdvals(features.double()).square()
+    total = energy.sum(-1, keepdim=True)
+    share = energy / torch.where(total == 0, 1, total)
+    return torch.special.entr(share).sum(-1).exp()
 
 
 def _array(value: Shaped[Tensor, "..."]) -> np.ndarray:

@@ -17,12 +17,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-__all__ = ["Fitted", "NonFiniteError", "choose_device", "fit", "grid"]
+__all__ = ["Fitted", "Model", "NonFiniteError", "choose_device", "fit", "grid", "moving_average"]
 
 Hyperparameters = Mapping[str, Any]
-Loss = Callable[[Callable[..., Any], dict[str, Tensor], dict[str, Tensor]], Any]
+Loss = Callable[..., Any]
+Initial = Callable[[Hyperparameters, nn.Module], Any]
 Noise = Callable[[torch.Generator, int], Mapping[str, Tensor]]
 
 # Noise is drawn for this many steps at a time. A constant, because a run's noise must not depend on anything else.
@@ -56,6 +58,40 @@ def grid(**values: Iterable) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
+class Model:
+    """The network of one run as its loss sees it: called as a module is.
+
+    Attributes:
+        parameters: by name.
+    """
+
+    parameters: dict[str, Tensor]
+    _buffers: dict[str, Tensor] = field(repr=False)
+    _module: nn.Module = field(repr=False)
+
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
+        """Outputs of the network."""
+        return functional_call(self._module, {**self.parameters, **self._buffers}, inputs, keywords)
+
+    def at(self, parameters: Mapping[str, Tensor]) -> "Model":
+        """The same network with other parameters, such as a teacher's; buffers, as of batch norm, are shared."""
+        return Model(dict(parameters), self._buffers, self._module)
+
+
+def moving_average(
+    average: Mapping[str, Tensor], values: Mapping[str, Tensor], decay: float | Tensor
+) -> dict[str, Tensor]:
+    r"""Exponential moving average, $\bar\theta\leftarrow m\bar\theta+(1-m)\theta$, without gradient.
+
+    Args:
+        average: tensors by name.
+        values: as `average`, such as `model.parameters`.
+        decay: $m$ in $[0,1]$, a number or a tensor without dimensions.
+    """
+    return {name: decay * old + (1 - decay) * values[name].detach() for name, old in average.items()}
+
+
+@dataclass(frozen=True)
 class Fitted:
     """Runs after training.
 
@@ -65,6 +101,7 @@ class Fitted:
         logged: what the loss function returned beside the loss, by name, `(runs, steps, ...)`, on the CPU.
         parameters, buffers: by name, with the runs along the first dimension.
         seconds: how long training took.
+        state: what `loss` returned last as its state, with the runs along the first dimension, on the CPU.
     """
 
     runs: pd.DataFrame
@@ -74,6 +111,7 @@ class Fitted:
     buffers: dict[str, Tensor] = field(repr=False)
     seconds: float
     _module: nn.Module = field(repr=False)
+    state: Any = field(default_factory=dict, repr=False)
 
     def module(self, run: int) -> nn.Module:
         """The network of one run, an ordinary module in evaluation mode, with parameters of its own."""
@@ -95,13 +133,13 @@ class Fitted:
             return functional_call(self._module, state, chunk)
 
         chunks = [
-            torch.utils._pytree.tree_map(
+            tree_map(
                 lambda output: output.cpu(),
                 vmap(call, in_dims=(0, *(None for _ in chunk)))(state, *(part.to(device) for part in chunk)),
             )
             for chunk in zip(*(value.split(batch_size) for value in inputs), strict=True)
         ]
-        return torch.utils._pytree.tree_map(lambda *parts: torch.cat(parts, 1), *chunks)
+        return tree_map(lambda *parts: torch.cat(parts, 1), *chunks)
 
 
 def fit(
@@ -118,6 +156,7 @@ def fit(
     noise: Noise | None = None,
     transform: Callable[[dict[str, Tensor]], dict[str, Tensor]] | None = None,
     clip_norm: float | None = None,
+    state: Initial | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype = torch.float32,
     progress: str | None = "fit",
@@ -130,8 +169,10 @@ def fit(
     Args:
         build: makes the network of a run from its hyperparameters. All must have the same structure.
         loss: `loss(model, batch, run)` returns the loss of one run, or a pair of it and a dictionary of tensors to
-            log. It is mapped over runs: `model` is called as a module is, `batch` holds rows of `data` and this step's
-            noise, `run` the run's numeric hyperparameters as tensors without dimensions. It must not branch on values.
+            log. It is mapped over runs: `model` is called as a module is (see `Model`), `batch` holds rows of `data`
+            and this step's noise, `run` the run's numeric hyperparameters as tensors without dimensions, and
+            `run["step"]`, the number of steps done, and `run["fraction"]`, their share of all. It must not branch on
+            values.
         data: tensors with the examples along the first dimension.
         runs: hyperparameters of each run: `seed` and `learning_rate` always, others as `build` and `loss` need them.
         epochs: passes over the data; the last, incomplete batch of a pass is left out.
@@ -143,6 +184,10 @@ def fit(
             generator of one run (on its device).
         transform: makes a batch of what `loss` needs from rows and noise, for instance views of pictures. It does not
             see hyperparameters, so it is done once for all runs of a seed.
+        state: makes what a run carries from step to step, such as a teacher's parameters or a memory, from its
+            hyperparameters and its network before training: tensors in any nesting of dictionaries and tuples. The
+            loss is then `loss(model, batch, run, state)` and returns `(loss, logged, new state)`; the new state is cut
+            from the graph.
         clip_norm: gradients of a run with a larger norm are scaled down to it (`torch.nn.utils.clip_grad_norm_`).
         device: "auto" (CUDA, else CPU) or a device.
         dtype: of parameters and of floating-point data.
@@ -155,7 +200,7 @@ def fit(
     device, runs = choose_device(str(device)), _check_runs(runs)
     examples = _check_data(data, batch_size, epochs)
     data = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in data.items()}
-    module, parameters, buffers = _stack(build, runs, device, dtype)
+    module, parameters, buffers, carried = _stack(build, state, runs, device, dtype)
     hyperparameters = {
         name: torch.tensor(column.to_numpy(), device=device, dtype=dtype)
         for name, column in runs.select_dtypes("number").items()
@@ -163,21 +208,28 @@ def fit(
     seeds = [int(seed) for seed in runs["seed"]]
     batches = _batches(data, examples, batch_size, epochs, seeds, noise, transform, device, dtype)
 
-    def losses(parameters, buffers, batch, run):
-        def model(*inputs, **keywords):
-            return functional_call(module, {**parameters, **buffers}, inputs, keywords)
+    def losses(parameters, buffers, batch, run, clock, carried):
+        arguments = (Model(parameters, buffers, module), batch, {**run, **clock})
+        if state is not None:
+            result = loss(*arguments, carried)
+            if not isinstance(result, tuple) or len(result) != 3:
+                raise ValueError(f"loss: expected (loss, logged, new state) where there is a state, got {type(result)}")
+            return result
+        result = loss(*arguments)
+        return (*result, {}) if isinstance(result, tuple) else (result, {}, {})
 
-        result = loss(model, batch, run)
-        return result if isinstance(result, tuple) else (result, {})
-
-    stacked_losses = vmap(losses)
+    stacked_losses = vmap(losses, in_dims=(0, 0, 0, 0, None, 0))
     leaves = list(parameters.values())
     stepper = optimizer(leaves, lr=1.0, **(options or {}))
     steps = epochs * (examples // batch_size)
     watch, logged, started = _Watch(runs), [], time.perf_counter()
     with _progress_line(progress, len(runs), steps, device) as advance:
         for step, batch in enumerate(batches):
-            values, extra = stacked_losses(parameters, buffers, batch, hyperparameters)
+            clock = {
+                "step": torch.tensor(step, device=device),
+                "fraction": torch.tensor(step / steps, device=device, dtype=dtype),
+            }
+            values, extra, carried = stacked_losses(parameters, buffers, batch, hyperparameters, clock, carried)
             if values.shape != (len(runs),):
                 raise ValueError(
                     f"loss: expected a tensor without dimensions for each run, got shape {tuple(values.shape[1:])}"
@@ -192,6 +244,7 @@ def fit(
             _step(stepper, leaves, rates)
             watch.see(values.detach(), norms)
             logged.append({name: value.detach() for name, value in extra.items()})
+            carried = tree_map(Tensor.detach, carried)
             advance()
     watch.finish(leaves)
     return Fitted(
@@ -201,6 +254,7 @@ def fit(
         parameters={name: value.detach() for name, value in parameters.items()},
         buffers=buffers,
         seconds=time.perf_counter() - started,
+        state=tree_map(Tensor.cpu, carried),
         _module=module,
     )
 
@@ -210,6 +264,9 @@ def _check_runs(runs: Iterable[Hyperparameters]) -> pd.DataFrame:
     for name in ("seed", "learning_rate"):
         if name not in frame or frame[name].isna().any():
             raise ValueError(f"runs: every run needs a {name}, got columns {list(frame.columns)}")
+    for name in ("step", "fraction"):
+        if name in frame:
+            raise ValueError(f"runs: expected hyperparameters, got {name!r}, which the loop itself sets")
     return frame
 
 
@@ -225,13 +282,15 @@ def _check_data(data: Mapping[str, Tensor], batch_size: int, epochs: int) -> int
     return examples
 
 
-def _stack(build, runs, device, dtype):
-    """A module without storage that gives the structure, and the stacked parameters and buffers."""
-    modules = []
+def _stack(build, state, runs, device, dtype):
+    """A module without storage that gives the structure, the stacked parameters and buffers, and the stacked state."""
+    modules, states = [], []
     for run in runs.to_dict("records"):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(run["seed"]))
             modules.append(build(run).to(device, dtype).train())
+            if state is not None:
+                states.append(state(run, modules[-1]))
         # What is no tensor, such as a number of groups, is taken from the first network alone.
         if str(modules[-1]) != str(modules[0]):
             raise ValueError(
@@ -239,7 +298,11 @@ def _stack(build, runs, device, dtype):
                 f"and {modules[-1]} for run {len(modules) - 1}"
             )
     parameters, buffers = stack_module_state(modules)
-    return modules[0].to("meta"), parameters, buffers
+
+    def stacked(*parts):
+        return torch.stack([part.detach().to(device, dtype if part.is_floating_point() else None) for part in parts])
+
+    return modules[0].to("meta"), parameters, buffers, tree_map(stacked, *states) if states else {}
 
 
 def _batches(data, examples, batch_size, epochs, seeds, noise, transform, device, dtype):

@@ -1,4 +1,4 @@
-"""Random views of pictures, drawn apart from being applied, so that stacked runs can share one call."""
+"""Random views of pictures and signals, drawn apart from being applied, so that stacked runs can share one call."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Views", "shifted"]
+__all__ = ["SignalViews", "Views", "permuted", "shifted"]
 
 
 def shifted(images: Float[Tensor, "n c h w"], offsets: Int[Tensor, "n 2"], reach: int) -> Float[Tensor, "n c h w"]:
@@ -28,25 +28,47 @@ def shifted(images: Float[Tensor, "n c h w"], offsets: Int[Tensor, "n 2"], reach
     return moved.movedim(-1, 1)
 
 
+def permuted(signals: Float[Tensor, "n c l"], ranks: Float[Tensor, "n s"]) -> Float[Tensor, "n c l"]:
+    """Signals cut into as many segments as there are ranks, of equal length up to one sample, and put in their order.
+
+    Args:
+        ranks: distinct numbers; the segment with the smallest comes first.
+    """
+    length, segments = signals.shape[-1], ranks.shape[-1]
+    place = torch.arange(length, device=signals.device)
+    rank = ranks.argsort(-1).argsort(-1)[:, place * segments // length]
+    order = (rank * length + place).argsort(-1)
+    return signals.gather(-1, order[:, None].expand_as(signals))
+
+
+def _seen(views: list[Tensor], batch: Mapping[str, Tensor], drawn: tuple[str, ...], number: int | None) -> dict:
+    """What the loss sees: the views in place of what they were made from."""
+    rest = {name: value for name, value in batch.items() if name not in ("inputs", *drawn)}
+    named = {"views": torch.stack(views)} if number else {"first": views[0], "second": views[1]}
+    return {**named, **rest}
+
+
 @dataclass(frozen=True)
 class Views:
-    """Two views of every picture: moved, with Gaussian noise, and with some pixels set to zero.
+    """Views of every picture: moved, with Gaussian noise, and with some pixels set to zero.
 
     Attributes:
         shape: of the batch of pictures, `(batch, channels, height, width)`.
         shift: largest move in pixels, along each axis.
         noise: standard deviation of the noise.
         drop: share of pixels set to zero.
+        number: None for two views, `first` and `second`; else how many, stacked in `views`.
     """
 
     shape: tuple[int, int, int, int]
     shift: int = 1
     noise: float = 0.1
     drop: float = 0.1
+    number: int | None = None
 
     def draw(self, generator: torch.Generator, steps: int) -> dict[str, Tensor]:
         """All that is random in this many steps; the `noise` of `lab.fit`."""
-        lead, options = (steps, 2), {"generator": generator, "device": generator.device}
+        lead, options = (steps, self.number or 2), {"generator": generator, "device": generator.device}
         return {
             "offsets": torch.randint(-self.shift, self.shift + 1, (*lead, self.shape[0], 2), **options),
             "grain": self.noise * torch.randn(*lead, *self.shape, **options),
@@ -54,13 +76,47 @@ class Views:
         }
 
     def apply(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The `first` and `second` view of `inputs`, given what `draw` drew; the `transform` of `lab.fit`.
+        """Views of `inputs`, given what `draw` drew; the `transform` of `lab.fit`. What else is in the batch stays."""
+        offsets, grain, kept = (batch[name] for name in ("offsets", "grain", "kept"))
+        views = [
+            (shifted(batch["inputs"], offsets[view], self.shift) + grain[view]) * kept[view]
+            for view in range(self.number or 2)
+        ]
+        return _seen(views, batch, ("offsets", "grain", "kept"), self.number)
 
-        What else is in the batch stays in it.
-        """
-        rest = {name: value for name, value in batch.items() if name not in ("inputs", "offsets", "grain", "kept")}
-        first, second = (
-            (shifted(batch["inputs"], batch["offsets"][view], self.shift) + batch["grain"][view]) * batch["kept"][view]
-            for view in range(2)
-        )
-        return {"first": first, "second": second, **rest}
+
+@dataclass(frozen=True)
+class SignalViews:
+    """Views of every signal: segments in another order, each channel stretched in height, with Gaussian noise.
+
+    Attributes:
+        shape: of the batch of signals, `(batch, channels, length)`.
+        segments: how many are put in random order; 1 leaves the order as it is.
+        scale: standard deviation of the factor on a channel, whose mean is 1.
+        noise: standard deviation of the noise, in every sample anew.
+        number: None for two views, `first` and `second`; else how many, stacked in `views`.
+    """
+
+    shape: tuple[int, int, int]
+    segments: int = 1
+    scale: float = 0.1
+    noise: float = 0.1
+    number: int | None = None
+
+    def draw(self, generator: torch.Generator, steps: int) -> dict[str, Tensor]:
+        """All that is random in this many steps; the `noise` of `lab.fit`."""
+        lead, options = (steps, self.number or 2), {"generator": generator, "device": generator.device}
+        batch, channels, _ = self.shape
+        return {
+            "ranks": torch.rand(*lead, batch, self.segments, **options),
+            "height": 1 + self.scale * torch.randn(*lead, batch, channels, 1, **options),
+            "grain": self.noise * torch.randn(*lead, *self.shape, **options),
+        }
+
+    def apply(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Views of `inputs`, given what `draw` drew; the `transform` of `lab.fit`. What else is in the batch stays."""
+        ranks, height, grain = (batch[name] for name in ("ranks", "height", "grain"))
+        views = [
+            permuted(batch["inputs"], ranks[view]) * height[view] + grain[view] for view in range(self.number or 2)
+        ]
+        return _seen(views, batch, ("ranks", "height", "grain"), self.number)

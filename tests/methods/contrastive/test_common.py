@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,16 @@ from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss
 from support import agree, pair, rejects, unhooked
 
-from lossbook.methods.contrastive import cosine_similarity, info_nce
-from lossbook.methods.contrastive.common import diagonal_cross_entropy, unit
+from lossbook.methods.contrastive import (
+    alignment,
+    cosine_similarity,
+    info_nce,
+    nt_xent,
+    pair_gradients,
+    uniformity,
+    vic_reg,
+)
+from lossbook.methods.contrastive.common import diagonal_cross_entropy, two_view_terms, unit
 
 
 def oracle(x, y, temperature, reduction="mean"):
@@ -158,3 +167,147 @@ def test_bad_temperatures_are_refused(temperature):
 def test_bad_reduction_is_refused():
     rejects(info_nce, torch.ones(2, 2), torch.ones(2, 2), reduction="average", names="reduction")
     rejects(diagonal_cross_entropy, torch.ones(2, 2), reduction=None, names="reduction")
+
+
+# In blocks of rows ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 100])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_info_nce_in_blocks_is_the_same(rows, symmetric, grouped):
+    x, y = pair(8, 5)
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    settings = {"symmetric": symmetric, "temperature": temperature, "reduction": "none"}
+    settings["groups"] = torch.tensor([0, 1, 1, 2, 3, 1, 4, 0]) if grouped else None
+    agree(info_nce(x, y, rows=rows, **settings), info_nce(x, y, **settings), (x, y, temperature), tolerance=1e-12)
+
+
+@pytest.mark.parametrize("function", [nt_xent, lambda x, y, **k: uniformity(x * y, rows=k.get("rows"))])
+def test_others_in_blocks_are_the_same(function):
+    x, y = pair(9, 5)
+    agree(function(x, y, rows=4), function(x, y), (x, y), tolerance=1e-12)
+
+
+def test_blocks_use_little_memory():
+    # The largest tensor that autograd keeps, with the whole matrix and with blocks.
+    kept = {}
+    for rows in (None, 16):
+        sizes = []
+        x, y = pair(256, 4)
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: (sizes.append(t.numel()), t)[1], lambda t: t
+        ):
+            info_nce(x, y, rows=rows)
+        kept[rows] = max(sizes)
+    assert kept[None] >= 256**2 and kept[16] <= 16 * 256
+
+
+@pytest.mark.parametrize("rows", [0, -1, 2.0, True])
+def test_wrong_rows_are_refused(rows):
+    rejects(info_nce, *pair(), rows=rows, names="rows")
+
+
+def test_a_group_is_left_out_of_the_negatives():
+    x, y = pair(6, 4)
+    groups = torch.tensor([0, 0, 1, 2, 3, 3])
+    losses = info_nce(x, y, groups=groups, reduction="none")
+    for i in range(6):
+        kept = [j for j in range(6) if j == i or groups[j] != groups[i]]
+        cosines = F.cosine_similarity(x[i : i + 1], y[kept]) / 0.1
+        torch.testing.assert_close(losses[i], F.cross_entropy(cosines, torch.tensor(kept.index(i))))
+    together = info_nce(x, y, groups=torch.zeros(6, dtype=torch.long))
+    assert together.item() == 0 and torch.autograd.grad(together, x)[0].isfinite().all()
+    rejects(info_nce, x, y, groups=torch.zeros(5, dtype=torch.long), names="groups")
+    rejects(info_nce, x, y, groups=torch.zeros(6), names="groups")
+
+
+# NT-Xent -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.5])
+def test_nt_xent_agrees_with_pytorch_metric_learning(temperature):
+    x, y = pair()
+    labels = torch.arange(8).repeat(2)
+    theirs = NTXentLoss(temperature)(torch.cat([x, y]), labels)
+    agree(nt_xent(x, y, temperature=temperature), theirs, (x, y), tolerance=1e-8)
+
+
+def test_two_view_terms_are_the_pull_and_the_push():
+    x, y = pair(5, 4)
+    pull, push = two_view_terms(x, y, temperature=0.2)
+    views = F.normalize(torch.cat([x, y]))
+    for a in range(10):
+        others = [b for b in range(10) if b % 5 != a % 5]
+        torch.testing.assert_close(pull[a], views[a] @ views[(a + 5) % 10] / 0.2)
+        torch.testing.assert_close(push[a], (views[others] @ views[a] / 0.2).exp().sum().log())
+    # Chen et al.'s loss from the two terms.
+    torch.testing.assert_close(nt_xent(x, y, temperature=0.2, reduction="none"), F.softplus(push - pull))
+
+
+def test_nt_xent_gradcheck_and_one_pair():
+    x, y = pair(3, 3)
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, y, t: nt_xent(x, y, temperature=t), (x, y, temperature))
+    x, y = pair(1, 3)
+    loss = nt_xent(x, y)
+    assert loss.item() == 0 and torch.autograd.grad(loss, x)[0].isfinite().all()
+
+
+# Alignment, uniformity, VICReg ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+def test_alignment_is_the_mean_distance(power):
+    x, y = pair()
+    agree(alignment(x, y, power=power), (F.normalize(x) - F.normalize(y)).norm(dim=1).pow(power).mean(), (x, y))
+    same = alignment(x, x, power=power)
+    assert same.item() == 0 and torch.autograd.grad(same, x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_uniformity_is_that_of_pairwise_distances(scale):
+    x, _ = pair(9, 4)
+    agree(uniformity(x, scale=scale), torch.pdist(F.normalize(x)).pow(2).mul(-scale).exp().mean().log(), (x,))
+    opposite = torch.tensor([[1.0, 0], [-1, 0]], dtype=torch.float64)
+    assert uniformity(opposite, scale=scale).item() == pytest.approx(-4 * scale)
+    assert uniformity(torch.ones(4, 3, dtype=torch.float64), scale=scale).item() == pytest.approx(0, abs=1e-14)
+    rejects(uniformity, x[:1], names="embeddings")
+
+
+def test_vic_reg_against_numpy():
+    x, y = (value.detach().numpy() for value in pair(9, 4))
+    expected = 3 * np.mean((x - y) ** 2)
+    for z in (x, y):
+        covariance = np.cov(z.T)
+        deviations = np.sqrt(np.diag(covariance) + 1e-4)
+        expected += 5 * np.maximum(0, 1 - deviations).mean() / 2
+        expected += 7 * (covariance**2)[~np.eye(4, dtype=bool)].sum() / 4
+    ours = vic_reg(torch.tensor(x), torch.tensor(y), invariance=3.0, variance=5.0, covariance=7.0)
+    assert ours.item() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("function", [alignment, vic_reg, lambda x, y: uniformity(x)])
+def test_gradcheck_of_the_others(function):
+    assert torch.autograd.gradcheck(function, pair(5, 3))
+
+
+def test_pair_gradients_are_those_of_cross_entropy():
+    similarities = pair(6, 6)[0].detach()
+    ours = pair_gradients(lambda s: diagonal_cross_entropy(s / 0.2, reduction="sum"), similarities)
+    theirs = (torch.softmax(similarities / 0.2, 1) - torch.eye(6)) / 0.2
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "function", [nt_xent, alignment, vic_reg, lambda x, y: uniformity(x), lambda x, y: info_nce(x, y, groups=GROUPS)]
+)
+def test_mapped_is_one_by_one(function):
+    x, y = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gradients = torch.func.vmap(torch.func.grad_and_value(function))(x, y)
+    for run in range(3):
+        alone = torch.func.grad_and_value(function)(x[run], y[run])
+        torch.testing.assert_close([part[run] for part in gradients], list(alone), rtol=1e-12, atol=1e-12)
+
+
+GROUPS = torch.tensor([0, 1, 1, 2, 3, 0])

@@ -1,10 +1,14 @@
 """Makes the data files that ship with lossbook from the whole sets: `python -m lossbook.lab.data.make`."""
 
+from pathlib import Path
+
 import numpy as np
 
 from lossbook.lab.data import SHIPPED, _fashion_mnist_file, _stratified
 
 SIZES = {"train": 5_000, "test": 2_000}
+WORDNET_FILE = Path("/usr/share/wordnet/data.noun")  # of Debian's package wordnet-base
+PAIRS = 5_000
 
 
 def fashion_mnist() -> None:
@@ -18,5 +22,67 @@ def fashion_mnist() -> None:
     np.savez_compressed(SHIPPED / "fashion_mnist.npz", **arrays)
 
 
+def nouns(file: Path) -> dict[int, tuple[list[str], int | None, str]]:
+    """WordNet's nouns by number: words, the first kind it belongs to (None for the root and for names), definition."""
+    found = {}
+    for line in file.read_text(encoding="latin-1").splitlines():
+        if line.startswith("  "):  # the licence
+            continue
+        head, _, gloss = line.partition(" | ")
+        fields = head.split()
+        count = int(fields[3], 16)
+        words = [word.replace("_", " ") for word in fields[4 : 4 + 2 * count : 2]]
+        pointers = fields[5 + 2 * count :]
+        kinds = [int(pointers[at + 1]) for at in range(0, len(pointers), 4) if pointers[at] == "@"]
+        found[int(fields[0])] = (words, kinds[0] if kinds else None, gloss.partition('; "')[0].strip())
+    return found
+
+
+def families(synsets: dict[int, tuple[list[str], int | None, str]], size: int) -> list[int]:
+    """Numbers of this many synsets, drawn as whole families: 4 to 12 kinds of one thing."""
+    children: dict[int, list[int]] = {}
+    definitions = set()
+    for number, (_, kind, definition) in synsets.items():
+        if kind is not None and len(definition.split()) >= 4 and definition not in definitions:
+            definitions.add(definition)
+            children.setdefault(kind, []).append(number)
+    parents = sorted(parent for parent, kinds in children.items() if 4 <= len(kinds) <= 12)
+    chosen: list[int] = []
+    for parent in np.random.default_rng(0).permutation(parents):
+        chosen += children[int(parent)]
+        # A split ends where a family does not: its last one is cut.
+        for end in (3500, 4000, size):
+            if len(chosen) - len(children[int(parent)]) < end <= len(chosen):
+                del chosen[end:]
+        if len(chosen) == size:
+            return chosen
+    raise ValueError(f"size: expected at most {len(chosen)}, got {size}")
+
+
+def wordnet(file: Path = WORDNET_FILE, wheel: Path | None = None) -> None:
+    """Definitions and words of nouns, encoded; directions in whole numbers from -127 to 127."""
+    from lossbook.lab.data.sentences import SentenceEncoder
+
+    synsets = nouns(file)
+    chosen = families(synsets, PAIRS)
+    queries = [synsets[number][2] for number in chosen]
+    passages = [f"{', '.join(synsets[number][0])} ({synsets[synsets[number][1]][0][0]})" for number in chosen]
+    paths = []
+    for number in chosen:
+        path = [number]
+        while (kind := synsets[path[0]][1]) is not None:
+            path.insert(0, kind)
+        paths.append(path)
+    depth = max(map(len, paths))
+    encoder = SentenceEncoder(wheel).eval()
+    arrays = {"paths": np.array([path + [0] * (depth - len(path)) for path in paths], np.int32)}
+    for name, texts in (("queries", queries), ("passages", passages)):
+        embeddings = encoder.encode(texts)
+        arrays[name] = (127 * embeddings / embeddings.abs().amax(1, keepdim=True)).round().numpy().astype(np.int8)
+        arrays[f"{name}_texts"] = np.frombuffer("\n".join(texts).encode(), np.uint8)
+    np.savez_compressed(SHIPPED / "wordnet.npz", **arrays)
+
+
 if __name__ == "__main__":
     fashion_mnist()
+    wordnet()

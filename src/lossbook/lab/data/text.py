@@ -1,0 +1,93 @@
+"""Pairs of texts that belong together, with embeddings of a frozen sentence encoder."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lossbook.lab.data import Split, check_split, shipped
+
+__all__ = ["Pairs", "load_pairs", "path_similarity"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One split of a set of pairs: query `i` belongs to passage `i`.
+
+    Attributes:
+        queries, passages: embeddings `(n, d)` of length one, of a frozen encoder.
+        query_texts, passage_texts: what was encoded.
+        paths: of each pair its place in a tree, the numbers of the nodes from the root down, then zeros: see
+            `path_similarity`.
+    """
+
+    name: str
+    split: str
+    queries: Float[Tensor, "n d"] = field(repr=False)
+    passages: Float[Tensor, "n d"] = field(repr=False)
+    query_texts: tuple[str, ...] = field(repr=False)
+    passage_texts: tuple[str, ...] = field(repr=False)
+    paths: Int[Tensor, "n depth"] = field(repr=False)
+    licence: str
+    source: str
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.queries)
+
+
+def load_pairs(name: str = "wordnet", *, split: Split = "train") -> Pairs:
+    """One split of a set of pairs.
+
+    Args:
+        name: "wordnet": 5,000 nouns of WordNet (3,500, 500 and 1,000). The query is the definition, the passage the
+            words for it with the first word of the kind it belongs to, such as "lion, king of beasts (big cat)".
+            Whole families were drawn, all kinds of one thing together, so most pairs have close relatives, all in
+            the same split. No two definitions are equal; of homonyms the passages may be.
+        split: "train", "validation" or "test".
+
+    Raises:
+        ValueError: for a name or split that does not exist.
+        DataError: if the file is missing or damaged.
+    """
+    if name != "wordnet":
+        raise ValueError(f"name: no set of pairs {name!r}, expected 'wordnet'")
+    check_split(split)
+    arrays = shipped("wordnet.npz")
+    rows = {"train": slice(0, 3500), "validation": slice(3500, 4000), "test": slice(4000, 5000)}[split]
+    texts = {
+        what: tuple(arrays[f"{what}_texts"].tobytes().decode().split("\n")[rows]) for what in ("queries", "passages")
+    }
+    return Pairs(
+        name=name,
+        split=split,
+        queries=_embeddings(arrays["queries"][rows]),
+        passages=_embeddings(arrays["passages"][rows]),
+        query_texts=texts["queries"],
+        passage_texts=texts["passages"],
+        paths=torch.tensor(arrays["paths"][rows].astype(np.int64)),
+        licence="WordNet 3.0 licence; encoder Apache-2.0",
+        source="Fellbaum (1998), WordNet; embeddings by all-MiniLM-L6-v2",
+    )
+
+
+def path_similarity(paths: Int[Tensor, "n depth"], others: Int[Tensor, "m depth"]) -> Float[Tensor, "n m"]:
+    r"""How close two nodes of a tree are, $1/(1+d)$ with $d$ the number of edges between them.
+
+    Args:
+        paths, others: numbers of the nodes from the root down, then zeros; all from the same root.
+    """
+    shared = paths.new_zeros(len(paths), len(others))
+    still = torch.ones_like(shared, dtype=torch.bool)
+    for mine, theirs in zip(paths.T, others.T, strict=True):
+        still &= (mine[:, None] == theirs) & (mine[:, None] != 0)
+        shared += still
+    edges = (paths != 0).sum(1)[:, None] + (others != 0).sum(1) - 2 * shared
+    return 1 / (1 + edges.to(torch.get_default_dtype()))
+
+
+def _embeddings(stored: np.ndarray) -> Tensor:
+    """Rows of length one from whole numbers: only their direction was kept."""
+    return torch.nn.functional.normalize(torch.tensor(stored.astype(np.float32)), dim=1)

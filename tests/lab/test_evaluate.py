@@ -1,0 +1,60 @@
+"""Retrieval and effective rank, against scikit-learn, NumPy and by hand."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
+
+from lossbook import lab
+
+DRAW = torch.Generator().manual_seed(0)
+SCORES = torch.randn(3, 40, 25, generator=DRAW, dtype=torch.float64)
+
+
+def test_one_relevant_passage_against_scikit_learn():
+    scores = SCORES[:, :25]
+    found = lab.retrieval(scores, cutoffs=(1, 5, 25))
+    for run in range(3):
+        for k in (1, 5):
+            expected = top_k_accuracy_score(np.arange(25), scores[run].numpy(), k=k)
+            assert found[f"recall@{k}"][run].item() == pytest.approx(expected)
+        expected = label_ranking_average_precision_score(np.eye(25), scores[run].numpy())
+        assert found["mrr@25"][run].item() == pytest.approx(expected)
+
+
+def test_several_relevant_passages_against_scikit_learn():
+    relevant = torch.rand(40, 25, generator=DRAW) < 0.2
+    relevant[:, 0] |= ~relevant.any(1)
+    found = lab.retrieval(SCORES, relevant, cutoffs=(10,))
+    for run in range(3):
+        expected = ndcg_score(relevant.numpy(), SCORES[run].numpy(), k=10)
+        assert found["ndcg@10"][run].item() == pytest.approx(expected)
+        ranks = [(SCORES[run, i] >= SCORES[run, i][relevant[i]].max()).sum().item() for i in range(40)]
+        assert found["mrr@10"][run].item() == pytest.approx(np.mean([1 / r if r <= 10 else 0 for r in ranks]))
+        assert found["recall@10"][run].item() == pytest.approx(np.mean([r <= 10 for r in ranks]))
+
+
+def test_equal_scores_earn_nothing():
+    found = lab.retrieval(torch.zeros(12, 12), cutoffs=(1, 10))
+    assert all(value.item() == 0 for value in found.values())
+
+
+def test_bad_relevance_is_refused():
+    relevant = torch.eye(40, 25, dtype=torch.bool)
+    with pytest.raises(ValueError, match="relevant: expected a passage for every query, got none for 15"):
+        lab.retrieval(SCORES, relevant)
+    with pytest.raises(ValueError, match="cutoffs: expected at most 5"):
+        lab.retrieval(torch.zeros(5, 5))
+
+
+def test_effective_rank():
+    features = torch.randn(2, 30, 6, generator=DRAW)
+    for run in range(2):
+        energy = np.linalg.svd(features[run].double().numpy(), compute_uv=False) ** 2
+        share = energy / energy.sum()
+        assert lab.effective_rank(features)[run].item() == pytest.approx(math.exp(-(share * np.log(share)).sum()))
+    assert lab.effective_rank(torch.eye(5)).item() == pytest.approx(5)
+    assert lab.effective_rank(torch.ones(9, 4)).item() == pytest.approx(1)
+    assert lab.effective_rank(torch.zeros(9, 4)).item() == 1
