@@ -34,7 +34,7 @@ lint: environment ## style and import rules
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/lint-imports --no-cache
 
-test: lint ## lint, all tests, and every notebook at the profile `smoke`
+test: lint ## lint, all tests, every notebook at the profile `smoke`; pictures of pages stay in _build/screenshots
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report term:skip-covered
 
 clean: ## remove what was built; the environment stays (rm -r .venv removes it)

@@ -9,6 +9,8 @@
 #     language: python
 #     name: python3
 #   lossbook:
+#     idea: Reading the cosine as a probability and taking its log-odds gives InfoNCE without a temperature to tune.
+#     tags: [self-supervision, temperature, gradient, nothing to tune]
 #     profiles:
 #       smoke:
 #         seeds: 2
@@ -39,7 +41,7 @@
 # for pairs that agree. It can reach zero, which InfoNCE cannot, and it has nothing to tune. Whether that costs accuracy, and what its gradient does in
 # training, is measured below.
 
-# %%
+# %% tags=["hide-input"]
 import math
 
 import matplotlib.pyplot as plt

@@ -9,6 +9,8 @@
 #     language: python
 #     name: python3
 #   lossbook:
+#     idea: The number of groups sets the scale of the gradient, so the widths of a layer can choose it.
+#     tags: [normalisation, gradient, initialisation, nothing to tune]
 #     profiles:
 #       smoke:
 #         seeds: 2
@@ -57,7 +59,7 @@
 # derivation of the same object, under assumptions that are named, and we call the choice built on them *isometric group selection*. Do not read them as the
 # authors' formula.
 
-# %%
+# %% tags=["hide-input"]
 import math
 from functools import partial
 from typing import Literal

@@ -64,7 +64,8 @@ class Tiny:
     def __init__(self, root: Path):
         self.root = root
         (root / "book").mkdir(parents=True)
-        shutil.copytree(ROOT / "book" / "_static", root / "book" / "_static")
+        for folder in ("_static", "inventories"):
+            shutil.copytree(ROOT / "book" / folder, root / "book" / folder)
         shutil.copy(ROOT / "_config.yml", root)
         (root / "book" / "references.bib").write_text("")
         (root / "book" / "intro.md").write_text("# A book\n\n<!-- lossbook:score -->\n")

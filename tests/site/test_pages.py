@@ -1,5 +1,10 @@
+"""Every page of the site, however many there are: each is opened once at a width and a colour scheme, and looked at."""
+
 import re
+from collections import defaultdict
+from dataclasses import dataclass
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
@@ -9,102 +14,198 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted(f"{path.parent.name}/{path.stem}" for path in ROOT.glob("notebooks/*/*.py"))
-PAGES = ["intro", "reading", "scoreboard", "references", *PAPERS]
-WIDTHS = {"desktop": 1280, "phone": 390}
+WIDTHS = (1280, 390)
+SCHEMES = ("light", "dark")
+# Pages alike, of which so many are opened at every width in every scheme, the others twice.
+SAMPLE = 2
+# Kept for people to look at.
+SHOTS = ROOT / "_build" / "screenshots"
+SHOWN = {"intro", "gallery", "scoreboard", "roadmap", "api/index", *PAPERS[:1]}
+
+FORMULAS = """() => {
+    const text = document.querySelector('main').cloneNode(true);
+    text.querySelectorAll('pre, code, script, mjx-container').forEach(e => e.remove());
+    return {
+        sources: document.querySelectorAll('span.math, div.math').length,
+        rendered: document.querySelectorAll('mjx-container').length,
+        errors: document.querySelectorAll('mjx-merror').length,
+        hidden: [...document.querySelectorAll('div.math > mjx-container')].filter(e =>
+            e.firstElementChild.getBoundingClientRect().left < e.getBoundingClientRect().left - 1).length,
+        text: text.textContent,
+    };
+}"""
+IMAGES = """() => [...document.querySelectorAll('main img')].map(i =>
+    [i.complete && i.naturalWidth > 0, i.alt, i.getBoundingClientRect().width])"""
+# What is wider than the screen must scroll in a box of its own.
+WIDE = """width => [...document.querySelectorAll('main *')].filter(e => {
+    if (e.getBoundingClientRect().right <= width + 1 || e.closest('mjx-assistive-mml, .headerlink, .copybtn')) return false;
+    for (let p = e; p && p.tagName !== 'MAIN'; p = p.parentElement)
+        if (['auto', 'scroll'].includes(getComputedStyle(p).overflowX)) return false;
+    return true;
+}).map(e => e.outerHTML.slice(0, 120))"""
+VERDICTS = """() => {
+    const luminance = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => { v /= 255;
+        return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 }); return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+    return [...document.querySelectorAll('.lossbook-verdict')].map(e => { const s = getComputedStyle(e);
+        const [a, b] = [luminance(s.color), luminance(s.backgroundColor)].sort((x, y) => y - x);
+        return [e.textContent, (a + 0.05) / (b + 0.05)] });
+}"""
+
+# Axe would take most of its time for thousands of words of code and signs of formulas that are coloured alike: the first
+# of each colour stays, the others become plain text.
+THIN = """() => {
+    const seen = new Set();
+    for (const e of document.querySelectorAll('pre span, mjx-container')) {
+        const like = [e.tagName, e.className, getComputedStyle(e).color, e.closest('div')?.className].join();
+        if (seen.has(like)) e.replaceWith(e.tagName === 'SPAN' ? e.textContent : 'x');
+        else seen.add(like);
+    }
+}"""
 
 
-@pytest.fixture(
-    scope="module", params=[(page, width) for width in WIDTHS for page in PAGES], ids=lambda p: f"{p[0]}-{p[1]}"
-)
-def visited(request, browser, address):
-    """A page open in the browser, what it asked for and what it complained of."""
-    name, width = request.param
-    context = browser.new_context(viewport={"width": WIDTHS[width], "height": 844})
-    page = context.new_page()
-    page.complaints, page.requests = [], []
-    page.on("console", lambda message: page.complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: page.complaints.append(str(error)))
-    page.on("requestfailed", lambda request: page.complaints.append(f"{request.url}: {request.failure}"))
-    page.on("request", lambda request: page.requests.append(request.url))
-    page.goto(f"{address}{name}.html", wait_until="load")
-    page.evaluate("window.MathJax ? MathJax.startup.promise.then(() => null) : null")
+@dataclass(frozen=True)
+class Visit:
+    """What was seen of a page at one width in one colour scheme."""
+
+    name: str
+    width: int
+    scheme: str
+    theme: str
+    complaints: list
+    outside: list
+    formulas: dict
+    images: list
+    scrolls: bool
+    wide: list
+    verdicts: list
+    violations: list
+
+    def __str__(self):
+        return f"{self.name} at {self.width}, {self.scheme}"
+
+
+def kind(name: str) -> str:
+    """Which pages are made alike: the papers, the API's, the how-to pages; every other page is a kind of its own."""
+    if name in PAPERS:
+        return "paper"
+    return name.split("/")[0] if "/" in name and not name.endswith("/index") else name
+
+
+def combinations(names: list[str]):
+    """Each page in both schemes, at both widths; of many pages alike, most at one width a scheme, in turn."""
+    seen = defaultdict(int)
+    for name in names:
+        number = seen[kind(name)]
+        seen[kind(name)] += 1
+        for (i, width), (j, scheme) in product(enumerate(WIDTHS), enumerate(SCHEMES)):
+            if number < SAMPLE or (i + j + number) % 2 == 0:
+                yield name, width, scheme
+
+
+def look(page, name: str, width: int, scheme: str, violations) -> Visit:
     # Pictures further down are there before they are looked at.
-    page.evaluate("Promise.all([...document.images].map(image => image.decode().catch(() => null)))")
-    page.name, page.address = name, address
-    yield page
-    context.close()
+    page.evaluate("""Promise.all([...document.images].map(image => {
+        image.loading = 'eager'; return image.decode().catch(() => null); }))""")
+    seen = {
+        "theme": page.evaluate("document.documentElement.dataset.theme"),
+        "formulas": page.evaluate(FORMULAS),
+        "images": page.evaluate(IMAGES),
+        "scrolls": page.evaluate("document.documentElement.scrollWidth") > width,
+        "wide": page.evaluate(WIDE, width),
+        "verdicts": page.evaluate(VERDICTS),
+    }
+    # Axe reads style sheets in its own way; what it asks for is not the page's doing.
+    complaints = [*page.complaints]
+    outside = [url for url in page.requests if not url.startswith((page.base, "data:", "blob:"))]
+    if name in SHOWN:
+        page.screenshot(path=SHOTS / f"{name.replace('/', '-')}-{width}-{scheme}.png", full_page=True)
+    page.evaluate(THIN)
+    seen["violations"] = violations(page)
+    return Visit(name, width, scheme, complaints=complaints, outside=outside, **seen)
 
 
-def test_nothing_is_complained_of(visited):
-    assert visited.complaints == []
+@pytest.fixture(scope="session")
+def visits(names, contexts, address, visit, violations) -> list[Visit]:
+    """Every page, opened."""
+    made = []
+    for name, width, scheme in combinations(names):
+        page = visit(contexts(width, scheme), address, name)
+        made.append(look(page, name, width, scheme, violations))
+        page.close()
+    return made
 
 
-def test_nothing_leaves_this_machine(visited):
-    assert visited.requests
-    assert [url for url in visited.requests if not url.startswith((visited.address, "data:", "blob:"))] == []
+def faults(visits, of) -> dict:
+    """What `of` finds wrong, by visit; pytest shows it when it should have been nothing."""
+    return {str(visit): wrong for visit in visits if (wrong := of(visit))}
 
 
-def test_formulas_are_rendered(visited):
-    sources = visited.locator("span.math, div.math").count()
-    assert visited.locator("mjx-container").count() == sources
-    assert visited.locator("mjx-merror").count() == 0
-    if visited.name in PAPERS:
-        assert sources > 10
-    # Nothing that looks like TeX was left in the text.
-    text = visited.locator("article").evaluate(
-        "a => { const c = a.cloneNode(true); c.querySelectorAll('pre, code, script, mjx-container').forEach(e => e.remove()); return c.textContent }"
-    )
-    assert not re.search(r"\\[a-zA-Z]+\{|\$\$|\{eq\}|\{cite", text), re.search(
-        r".{40}(\\[a-zA-Z]+\{|\$\$|\{eq\}|\{cite).{40}", text
-    )
+def test_every_page_was_looked_at_in_both_schemes(visits, names):
+    assert {name for name in PAPERS} <= set(names)
+    for scheme in SCHEMES:
+        assert {visit.name for visit in visits if visit.scheme == scheme} == set(names)
+    assert all(visit.theme == visit.scheme for visit in visits)
+    assert {visit.width for visit in visits} == set(WIDTHS)
 
 
-def test_pictures_are_loaded_and_described(visited):
-    pictures = visited.evaluate(
-        "[...document.querySelectorAll('article img')].map(i => [i.complete && i.naturalWidth > 0, i.alt, i.getBoundingClientRect().width])"
-    )
-    assert all(loaded and len(alt) > 20 and width > 100 for loaded, alt, width in pictures), pictures
-    if visited.name in PAPERS:
-        assert len(pictures) >= 2
+def test_nothing_is_complained_of(visits):
+    assert faults(visits, lambda visit: visit.complaints) == {}
 
 
-def test_the_page_does_not_scroll_sideways(visited):
-    width = visited.viewport_size["width"]
-    assert visited.evaluate("document.documentElement.scrollWidth") <= width
-    # What is wider than the screen must scroll in a box of its own.
-    wide = visited.evaluate(
-        """width => [...document.querySelectorAll('article *')].filter(e => {
-            if (e.getBoundingClientRect().right <= width + 1 || e.closest('mjx-assistive-mml, .headerlink, .copybtn')) return false;
-            for (let p = e; p && p.tagName !== 'ARTICLE'; p = p.parentElement)
-                if (['auto', 'scroll'].includes(getComputedStyle(p).overflowX)) return false;
-            return true;
-        }).map(e => e.outerHTML.slice(0, 120))""",
-        width,
-    )
-    assert wide == []
+def test_nothing_leaves_this_machine(visits):
+    assert faults(visits, lambda visit: visit.outside) == {}
 
 
-def test_wide_formulas_start_at_their_left_end(visited):
-    hidden = visited.evaluate(
-        """[...document.querySelectorAll('div.math > mjx-container')].filter(e =>
-            e.firstElementChild.getBoundingClientRect().left < e.getBoundingClientRect().left - 1).length"""
-    )
-    assert hidden == 0
+def test_axe_finds_nothing(visits):
+    assert faults(visits, lambda visit: visit.violations) == {}
 
 
-def test_verdicts_are_words_that_can_be_read(visited):
+def test_axe_would_find_something(open_page, violations):
+    page = open_page("intro")
+    page.evaluate("document.querySelector('article').insertAdjacentHTML('beforeend', '<img src=\"_static/logo.svg\">')")
+    assert [violation.split(":")[0] for violation in violations(page)] == ["image-alt"]
+
+
+def test_formulas_are_rendered(visits):
+    def wrong(visit):
+        found = visit.formulas
+        # Nothing that looks like TeX was left in the text.
+        left = re.search(r".{0,40}(\\[a-zA-Z]+\{|\$\$|\{eq\}|\{cite).{0,40}", found["text"])
+        few = visit.name in PAPERS and found["sources"] <= 10
+        if found["rendered"] != found["sources"] or found["errors"] or left or few:
+            return {**found, "text": left and left[0]}
+
+    assert faults(visits, wrong) == {}
+
+
+def test_wide_formulas_start_at_their_left_end(visits):
+    assert faults(visits, lambda visit: visit.formulas["hidden"]) == {}
+
+
+def test_pictures_are_loaded_and_described(visits):
+    def wrong(visit):
+        few = visit.name in PAPERS and len(visit.images) < 2
+        bad = [image for image in visit.images if not (image[0] and len(image[1]) > 20 and image[2] > 100)]
+        return bad or (few and "too few")
+
+    assert faults(visits, wrong) == {}
+
+
+def test_pages_do_not_scroll_sideways(visits):
+    assert faults(visits, lambda visit: visit.scrolls or visit.wide) == {}
+
+
+def test_verdicts_are_words_that_can_be_read(visits):
     """Label and background differ by the contrast that WCAG asks of small text."""
-    contrasts = visited.evaluate(
-        """() => { const luminance = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => { v /= 255;
-                return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 }); return 0.2126 * r + 0.7152 * g + 0.0722 * b };
-            const all = []; for (const theme of ['light', 'dark']) { document.documentElement.dataset.theme = theme;
-                for (const e of document.querySelectorAll('.lossbook-verdict')) { const s = getComputedStyle(e);
-                    const [a, b] = [luminance(s.color), luminance(s.backgroundColor)].sort((x, y) => y - x);
-                    all.push([e.textContent, theme, (a + 0.05) / (b + 0.05)]) } } return all }"""
+    assert faults(visits, lambda visit: visit.name in PAPERS and not visit.verdicts) == {}
+    assert (
+        faults(visits, lambda visit: [v for v in visit.verdicts if v[1] < 4.5 or not re.search("[a-z]{4}", v[0])]) == {}
     )
-    assert all(re.search(r"[a-z]{4}", text) and contrast >= 4.5 for text, _, contrast in contrasts), contrasts
-    if visited.name != "references":
-        assert contrasts
+
+
+def test_screenshots_are_kept(visits, names):
+    for name, width, scheme in product(SHOWN & set(names), WIDTHS, SCHEMES):
+        assert (SHOTS / f"{name.replace('/', '-')}-{width}-{scheme}.png").stat().st_size > 10_000
 
 
 class Links(HTMLParser):

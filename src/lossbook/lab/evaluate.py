@@ -24,7 +24,8 @@ def linear_probe(
     """Accuracies, on each test set, of a logistic regression on frozen, standardised features.
 
     Args:
-        features, targets: what the regression is fitted to.
+        features: what the regression is fitted to.
+        targets: the class of each row.
         tests: pairs of features and targets.
         penalty: inverse strength of the squared-norm penalty, scikit-learn's `C`.
     """

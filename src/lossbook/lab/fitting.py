@@ -99,7 +99,8 @@ class Fitted:
         runs: one row a run, its hyperparameters in columns.
         history: one row a run and step: `loss`, and `gradient_norm` before clipping.
         logged: what the loss function returned beside the loss, by name, `(runs, steps, ...)`, on the CPU.
-        parameters, buffers: by name, with the runs along the first dimension.
+        parameters: by name, with the runs along the first dimension.
+        buffers: likewise.
         seconds: how long training took.
         state: what `loss` returned last as its state, with the runs along the first dimension, on the CPU.
     """

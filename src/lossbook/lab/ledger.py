@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lossbook.lab.statistics import Interval, mean_interval
 
-__all__ = ["MEDIA_TYPE", "CheckFailed", "Claim", "Ledger", "max_error"]
+__all__ = ["MEDIA_TYPE", "CheckFailed", "Claim", "Ledger", "Table", "max_error"]
 
+#: Media type of an entry in a notebook's output.
 MEDIA_TYPE = "application/vnd.lossbook.ledger+json"
 MARKS = {"verified": "✓", "supported": "✓", "failed": "✗", "contradicted": "✗", "inconclusive": "?"}
 # Confidence of every interval behind a verdict.
@@ -152,7 +153,7 @@ class Claim:
 
     @property
     def verdict(self) -> str | None:
-        """The verdict: supported, contradicted or inconclusive; None before the claim was judged."""
+        """Supported, contradicted or inconclusive; None before the claim was judged."""
         return next((entry["verdict"] for entry in self.ledger.entries if entry["id"] == self.id), None)
 
     def judge(self, values: Sequence[float] | Mapping[str, Sequence[float]]) -> None:

@@ -80,5 +80,9 @@ def show_source(*functions: Callable[..., Any]) -> None:
     from IPython.display import display
 
     for function in functions:
-        source = inspect.getsource(inspect.unwrap(function)).rstrip()
-        display({"text/markdown": f"```python\n{source}\n```", "text/plain": source}, raw=True)
+        whole = inspect.unwrap(function)
+        source = inspect.getsource(whole).rstrip()
+        # The name lets the book fold the source and link to its reference.
+        name = f"{whole.__module__}.{whole.__qualname__}"
+        shown = {"text/markdown": f"```python\n{source}\n```", "text/plain": source}
+        display(shown, raw=True, metadata={"lossbook-source": name})

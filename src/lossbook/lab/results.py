@@ -6,6 +6,7 @@ import pandas as pd
 
 __all__ = ["RESULTS_TYPE", "record"]
 
+#: Media type of a table of results in a notebook's output.
 RESULTS_TYPE = "application/vnd.lossbook.results+json"
 
 

@@ -66,7 +66,8 @@ def paired(
     Args:
         frame: tidy results, one row a run.
         metric: the column compared.
-        treatment, control: values of the column `condition`; the difference is the first less the second.
+        treatment: a value of the column `condition`.
+        control: another; it is subtracted.
         by: the column that pairs rows.
 
     Raises:

@@ -1,4 +1,4 @@
-"""More of the command line: grids of runs, recorded runs, and two runs side by side."""
+"""More of the command line: grids of runs, recorded runs, two runs side by side, and the links of the site."""
 
 import re
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from lossbook.press.commands import (
     JobsOption,
@@ -278,3 +279,41 @@ def _show_rows(rows: Sequence[Any], *columns: str) -> None:
     for row in rows:
         shown.add_row(*(row.name, row.left, row.right, row.change)[: len(columns)])
     show(shown)
+
+
+@app.command()
+def links(
+    context: typer.Context,
+    check: Annotated[
+        bool, typer.Option("--check", help="Visit them, which needs a network, and name the dead.")
+    ] = False,
+) -> None:
+    """List the links of the built site that lead elsewhere."""
+    from lossbook.press import links as linking
+    from lossbook.press.progress import track
+
+    found = linking.external(context.obj.project.site)
+    if not check:
+        shown = table("address", "places", "first page")
+        for link in found:
+            shown.add_row(Text(link.address), str(link.places), link.page)
+        show(shown)
+        return
+    with track(notes, f"visiting {len(found)} links", unit="pages") as report:
+        answers = linking.check([link.address for link in found], report)
+    if found and all(answer.state == "unreached" for answer in answers.values()):
+        raise PressError(
+            f"none of {len(found)} links could be reached ({answers[found[0].address].detail}): "
+            "there is no network, and nothing is known about them"
+        )
+    shown = table("address", "state", "answer", "places", "first page")
+    for link in found:
+        answer = answers[link.address]
+        shown.add_row(Text(link.address), answer.state, Text(answer.detail), str(link.places), link.page)
+    show(shown)
+    dead = [link for link in found if answers[link.address].state in ("dead", "unreached")]
+    if dead:
+        raise PressError(
+            f"{len(dead)} of {len(found)} links are dead:\n"
+            + "\n".join(f"  {link.address} on {link.page}: {answers[link.address].detail}" for link in dead)
+        )

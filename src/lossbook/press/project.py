@@ -69,6 +69,16 @@ class Project:
             return {row["slug"]: row for row in csv.DictReader(file)}
 
     @functools.cached_property
+    def _bibliography(self) -> dict[str, str]:
+        path = self.root / "book" / "references.bib"
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+        return {match[1]: match[0] for match in re.finditer(r"^@\w+\{([^,]+),.*?^\}", text, re.MULTILINE | re.DOTALL)}
+
+    def bibtex(self, key: str) -> str:
+        """An entry of book/references.bib as it stands there; empty if there is none."""
+        return self._bibliography.get(key, "")
+
+    @functools.cached_property
     def parts(self) -> dict[str, str]:
         """Titles of parts, in the order of the book."""
         path = self.root / "book" / "parts.yml"

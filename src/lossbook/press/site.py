@@ -1,36 +1,76 @@
-"""Rendering: Jupyter Book makes the site beside the last one, and takes its place when it is complete."""
+"""Rendering: Jupyter Book makes the site beside the last one, and takes its place when it is complete.
+
+What Jupyter Book read and wrote is kept, so that the next render makes again only the pages that an edit reaches. It
+is used if the last render ended well and nothing but the text of pages has changed since; else all is made anew.
+"""
 
 import contextlib
+import filecmp
+import functools
 import hashlib
 import os
+import platform
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterable
+from importlib.metadata import distributions
 from pathlib import Path
 
-from lossbook import __version__
 from lossbook.press.errors import PressError
 from lossbook.press.project import Project
 
 # Of the source that a site was rendered from, within the site.
 DIGEST = ".source"
+# In the folder that is kept: what the next render must find unchanged. Absent while one is under way, or has failed.
+STATE = "state"
+# Beside Sphinx's doctrees, from our builder: what pages see of each other.
+SEEN = "seen.txt"
+# Of the source, beside pages: files that are copied into the site as they are.
+EXTRA = "extra"
 
 
 def current(project: Project, source: Path) -> bool:
     """Whether the finished site was rendered from just this source."""
     made_of = project.site / DIGEST
-    return made_of.is_file() and made_of.read_text() == _digest(source)
+    return made_of.is_file() and made_of.read_text() == _digest(source, _files(source))
 
 
-def _digest(source: Path) -> str:
-    digest = hashlib.sha256(__version__.encode())
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            digest.update(f"{path.relative_to(source)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+def _files(folder: Path) -> list[Path]:
+    return sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+
+
+def _digest(folder: Path, files: Iterable[Path]) -> str:
+    """Of files and of what makes a site of them."""
+    return _hash(_tools(), [(folder, path) for path in files])
+
+
+@functools.cache
+def _tools() -> str:
+    """Of everything installed and of this package, whose docstrings and source are pages too."""
+    installed = sorted(f"{each.name} {each.version}" for each in distributions())
+    package = Path(__file__).parents[1]
+    modules = [(package, path.relative_to(package)) for path in sorted(package.rglob("*.py"))]
+    return _hash("\0".join([platform.python_version(), *installed]), modules)
+
+
+def _hash(text: str, files: Iterable[tuple[Path, Path]]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for folder, path in files:
+        digest.update(f"\0{path}\0".encode())
+        digest.update(hashlib.sha256((folder / path).read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _state(source: Path) -> str:
+    """What has to be the same for the last render to be gone on with: everything but what pages and copies say."""
+    files = _files(source)
+    others = [path for path in files if path.suffix not in (".md", ".ipynb") and path.parts[0] != EXTRA]
+    # Sphinx remembers where things were.
+    return "\n".join([_digest(source, others), str(source.resolve()), *map(str, files)])
 
 
 def render(project: Project, source: Path) -> Path:
@@ -39,16 +79,55 @@ def render(project: Project, source: Path) -> Path:
     Raises:
         PressError: if Jupyter Book fails or warns; the last site is then still in its place.
     """
-    digest = _digest(source)
-    work = project.output / "render"
-    shutil.rmtree(work, ignore_errors=True)
-    log = project.output / "render.log"
-    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    work, new, old = project.output / "render", project.output / "html.new", project.output / "html.old"
+    if old.exists() and not project.site.exists():
+        # The last render was stopped between two steps.
+        os.replace(old, project.site)
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    digest, state, kept = _digest(source, _files(source)), _state(source), work / STATE
+    if not kept.is_file() or kept.read_text(encoding="utf-8") != state:
+        shutil.rmtree(work, ignore_errors=True)
+    # From here until the end, nobody can take what is there for finished.
+    kept.unlink(missing_ok=True)
+    # Copied in every build; whether a file is there already would show in the links to it.
+    shutil.rmtree(work / "_build" / "html" / "_static", ignore_errors=True)
+    sync(source, work / "source")
+    made = _jupyter_book(project, work)
+    shutil.copytree(made, new)
+    (new / DIGEST).write_text(digest)
+    if project.site.exists():
+        os.replace(project.site, old)
+    os.replace(new, project.site)
+    shutil.rmtree(old, ignore_errors=True)
+    # Without our builder, Sphinx does not keep what is needed.
+    if (work / "_build" / ".doctrees" / SEEN).is_file():
+        kept.write_text(state, encoding="utf-8")
+    return project.site
+
+
+def sync(source: Path, target: Path) -> None:
+    """Make `target` the same as `source`, touching no file whose content is the same already."""
+    for folder in [source, *filter(Path.is_dir, source.rglob("*"))]:
+        (target / folder.relative_to(source)).mkdir(parents=True, exist_ok=True)
+    wanted = _files(source)
+    for path in set(_files(target)) - set(wanted):
+        (target / path).unlink()
+    for path in wanted:
+        there = target / path
+        if not there.is_file() or not filecmp.cmp(source / path, there, shallow=False):
+            # Without its time: Sphinx looks for what is newer than its last reading.
+            shutil.copyfile(source / path, there)
+
+
+def _jupyter_book(project: Project, work: Path) -> Path:
+    source, made, log = work / "source", work / "_build" / "html", project.output / "render.log"
+    command = [sys.executable, "-c", f"from {__name__} import jupyter_book; jupyter_book()"]
     with open(log, "wb") as file:
         # In a session of its own, so that a Ctrl-C reaches us alone and we end it.
         process = subprocess.Popen(
-            [*command, str(source), "--path-output", str(work), "-W", "--keep-going"],
-            stdin=subprocess.DEVNULL,
+            [*command, "build", str(source), "--path-output", str(work), "-W", "--keep-going"],
+            stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"},
@@ -60,20 +139,26 @@ def render(project: Project, source: Path) -> Path:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    made = work / "_build" / "html"
+            process.stdin.close()
     if status or not (made / "index.html").is_file():
         raise PressError(
             f"the site could not be rendered (all of it: {project.short(log)})\n{_complaints(log, source)}"
         )
-    (made / DIGEST).write_text(digest)
-    old = project.output / "html.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if project.site.exists():
-        os.replace(project.site, old)
-    os.replace(made, project.site)
-    shutil.rmtree(old, ignore_errors=True)
-    shutil.rmtree(work, ignore_errors=True)
-    return project.site
+    return made
+
+
+def jupyter_book() -> None:
+    """Be the command `jupyter-book`, until done or until the process that started it has ended, however it did."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    from jupyter_book.cli.main import main
+
+    main(prog_name="jupyter-book")
+
+
+def _end_with_parent() -> None:
+    # Nothing is ever written there: this returns when the other end is closed.
+    os.read(0, 1)
+    os.killpg(0, signal.SIGKILL)
 
 
 def _complaints(log: Path, source: Path) -> str:

@@ -1,0 +1,92 @@
+"""The source of the book: hand-written pages, executed notebooks with what the press adds, and pages made of them."""
+
+import importlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from nbformat import NotebookNode
+
+from lossbook.press.pages import front, model, paper, reference
+from lossbook.press.pages.model import Page
+from lossbook.press.project import Paper, Project
+
+# The modules here that write pages of their own.
+WRITERS = ("gallery", "scoreboard", "reference", "roadmap")
+# Pages and folders of pages around the papers, by caption; those that do not exist are left out, and a page that is
+# named nowhere comes under the last.
+BEFORE = {"The book": ("reading", "gallery", "scoreboard", "roadmap")}
+AFTER = {"Using it": ("howto", "api"), "Back matter": ("glossary", "references", "changelog")}
+
+
+def assemble(project: Project, notebooks: Mapping[Paper, NotebookNode], folder: Path) -> None:
+    """Write the whole source of the book into `folder`, which is replaced."""
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(project.root / "book", folder, ignore=shutil.ignore_patterns("parts.yml", ".*"))
+    shutil.copy(project.root / "_config.yml", folder)
+    if (changes := project.root / "CHANGELOG.md").is_file():
+        shutil.copy(changes, folder / "changelog.md")
+    pages = model.pages(notebooks)
+    front.write(project, pages, folder)
+    model.write_figures(pages, folder)
+    for page in pages:
+        paper.write(project, page, pages, folder)
+    for name in WRITERS:
+        importlib.import_module(f"lossbook.press.pages.{name}").write(project, pages, folder)
+    (folder / "_toc.yml").write_text(
+        yaml.safe_dump(_contents(project, pages, folder), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
+
+
+def _contents(project: Project, pages: Sequence[Page], folder: Path) -> dict[str, Any]:
+    """The table of contents: pages around the papers, the papers by part."""
+    papers = {page.paper.page for page in pages}
+    left = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.md")} - {"intro"}
+    left = {name for name in left if not name.startswith(f"{model.EXTRA}/")}
+
+    def chapters(names: Sequence[str]) -> list[dict[str, Any]]:
+        found = []
+        for name in names:
+            if name in left:
+                left.remove(name)
+                found.append({"file": name})
+            elif f"{name}/index" in left and name == "api":
+                found.append(reference.chapter(project))
+                left.difference_update([page for page in left if page.startswith("api/")])
+            elif f"{name}/index" in left:
+                found.append(_chapter(folder, name, left))
+        return found
+
+    before = [{"caption": caption, "chapters": chapters(names)} for caption, names in BEFORE.items()]
+    after = [{"caption": caption, "chapters": chapters(names)} for caption, names in AFTER.items()]
+    after[-1]["chapters"] += [{"file": name} for name in sorted(left - papers)]
+    parts: dict[str, list[Page]] = {}
+    for page in pages:
+        parts.setdefault(page.paper.part, []).append(page)
+    middle = [
+        {
+            "caption": project.part_title(part),
+            "chapters": [{"file": page.paper.page} for page in sorted(found, key=lambda page: not page.opening)],
+        }
+        for part, found in parts.items()
+    ]
+    return {
+        "format": "jb-book",
+        "root": "intro",
+        "parts": [part for part in [*before, *middle, *after] if part["chapters"]],
+    }
+
+
+def _chapter(folder: Path, name: str, left: set[str]) -> dict[str, Any]:
+    """A folder of pages: its index, and under it the others, in the order in which the index names them."""
+    index = f"{name}/index"
+    left.remove(index)
+    inside = sorted(page for page in left if page.startswith(f"{name}/"))
+    left.difference_update(inside)
+    named = re.findall(r"[\w/]+", (folder / f"{index}.md").read_text(encoding="utf-8"))
+    places = {page: named.index(short) for page in inside if (short := page.removeprefix(f"{name}/")) in named}
+    inside.sort(key=lambda page: (places.get(page, len(named)), page))
+    return {"file": index, **({"sections": [{"file": page} for page in inside]} if inside else {})}

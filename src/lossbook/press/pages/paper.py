@@ -1,0 +1,237 @@
+"""The page of a paper: its executed notebook, with what can be read off it placed around it."""
+
+import copy
+import re
+import shlex
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
+
+from lossbook.press import entries, records, runs, tables
+from lossbook.press.errors import Refused
+from lossbook.press.pages import model
+from lossbook.press.pages.model import EXTRA, Page
+from lossbook.press.pages.text import counted, dropdown, fence, plain
+from lossbook.press.parameters import Parameter, Parameters
+from lossbook.press.project import Paper, Project
+
+# Of the output that holds the library's source (`lab.show_source`): dotted names of what is shown.
+SOURCE = "lossbook-source"
+
+
+def write(project: Project, page: Page, others: Sequence[Page], folder: Path) -> None:
+    """Write the page and what can be downloaded from it."""
+    path = folder / f"{page.paper.page}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(nbformat.writes(made(project, page, others)), encoding="utf-8")
+    downloads = folder / EXTRA / "downloads"
+    downloads.mkdir(parents=True, exist_ok=True)
+    shutil.copy(page.paper.script, downloads)
+    shutil.copy(project.executed(page.paper), downloads)
+    if rows := tables.results(page.notebook):
+        tables.write(downloads, page.paper.slug, tables.frame(rows))
+
+
+def made(project: Project, page: Page, others: Sequence[Page]) -> NotebookNode:
+    """A copy of the executed notebook, with verdicts under the title, and the run and its relatives at the end."""
+    notebook = copy.deepcopy(page.notebook)
+    _strip(notebook)
+    _place_figures(page, notebook)
+    notebook.cells = [cell for each in notebook.cells for cell in _fold_source(each)]
+    first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "markdown"), None)
+    rest = ""
+    if first is not None:
+        text = notebook.cells.pop(first).source.strip()
+        # Sphinx needs a title, and it comes first.
+        rest = text.removeprefix(text.splitlines()[0]).strip() if model.heading(page.notebook) else text
+    failure = runs.failure_of(page.notebook)
+    opening = [
+        f"# {page.heading}",
+        _citation(project, page.paper),
+        failure and _stopped(page.paper, failure),
+        _verdicts(page),
+        rest,
+    ]
+    closing = [
+        records.section(project, page.paper, page.notebook),
+        _run(project, page),
+        _related(page, others),
+    ]
+    notebook.cells = [
+        *(new_markdown_cell(text) for text in opening if text),
+        *notebook.cells,
+        *(new_markdown_cell(text) for text in closing if text),
+    ]
+    return runs.numbered(notebook)
+
+
+def _strip(notebook: NotebookNode) -> None:
+    """Leave out what machines read: Sphinx does not know it."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            for kind in (entries.MEDIA_TYPE, tables.MEDIA_TYPE):
+                output.get("data", {}).pop(kind, None)
+
+
+def _place_figures(page: Page, notebook: NotebookNode) -> None:
+    """Figures become files with known sizes: the page is small, and nothing moves when they arrive."""
+
+    def place(match: re.Match[str]) -> str:
+        figure = model.figure_of(page.paper, match[2], match[3])
+        size = f'width="{figure.width}" height="{figure.height}"'
+        return f'{match[1]}src="../{figure.path}" alt="{match[3]}" {size} loading="lazy" decoding="async"'
+
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if "text/html" in output.get("data", {}):
+                output["data"]["text/html"] = model.IMAGE.sub(place, model.html(output))
+
+
+def _fold_source(cell: NotebookNode) -> list[NotebookNode]:
+    """The cell itself, or text that holds the library's source, folded, where the cell shows that."""
+    shown = [output for output in cell.get("outputs", []) if SOURCE in output.get("metadata", {})]
+    if not shown:
+        return [cell]
+    texts = []
+    for output in shown:
+        name = output["metadata"][SOURCE]
+        code = "".join(output["data"]["text/plain"])
+        link = f"In the reference: {{py:obj}}`{name}`.\n\n"
+        texts.append(dropdown(f"Source of `{name.rpartition('.')[2]}`", link + fence(code, "python"), SOURCE))
+    return [new_markdown_cell("\n\n".join(texts))]
+
+
+def _citation(project: Project, paper: Paper) -> str:
+    if not paper.authors:
+        return ""
+    names = paper.authors.split(", ")
+    authors = paper.authors if len(names) <= 8 else f"{', '.join(names[:3])} and {len(names) - 3} others"
+    link = f" [arXiv:{paper.arxiv}](https://arxiv.org/abs/{paper.arxiv})" if paper.arxiv else ""
+    text = f":::{{container}} lossbook-citation\n{plain(authors)} ({paper.year}). *{plain(paper.title)}*.{link}\n:::"
+    entry = project.bibtex(paper.slug)
+    return f"{text}\n\n{dropdown('Cite as BibTeX', fence(entry, 'bibtex'), 'lossbook-cite')}" if entry else text
+
+
+def _stopped(paper: Paper, failure: runs.Failure) -> str:
+    place = f"Cell \\[{failure.cell}\\]" if failure.cell else "The notebook"
+    if failure.line:
+        place += f", line {failure.line} of `{paper.source}`"
+    what = "\n".join(filter(None, [failure.source, f"{failure.error}: {failure.text}".removesuffix(": ")]))
+    return (
+        "::::{admonition} This page's run did not finish\n:class: error\n"
+        f"{place} stopped it. The cells after that one were not run.\n\n{fence(what, 'text')}\n::::"
+    )
+
+
+def _verdicts(page: Page) -> str:
+    """What the page found, at its top: claims with their verdicts, how many checks were verified."""
+    if not page.entries:
+        return ""
+    claims, checks = ([entry for entry in page.entries if entry["kind"] == kind] for kind in ("claim", "check"))
+    rows = "".join(f"<li>{entries.badge(claim['verdict'])} {_link(claim)}</li>" for claim in claims)
+    good = sum(check["verdict"] == "verified" for check in checks)
+    links = ", ".join(f"<a href='#check-{escape(check['id'])}'>{escape(check['id'])}</a>" for check in checks)
+    counts = []
+    if good:
+        counts.append(entries.badge("verified", f"{counted(good, 'check')} verified"))
+    if good < len(checks):
+        counts.append(entries.badge("failed", f"{counted(len(checks) - good, 'check')} failed"))
+    listed = (
+        f"<details><summary>{' '.join(counts)} <span>which</span></summary><p>{links}</p></details>" if checks else ""
+    )
+    profile = escape(page.notebook.metadata["lossbook"]["run"]["profile"])
+    return (
+        "<section class='lossbook-verdicts' aria-label='Verdicts'>"
+        f"<p class='lossbook-verdicts-head'>What this page found, with the profile <code>{profile}</code></p>"
+        f"{f'<ul>{rows}</ul>' if rows else ''}{listed}</section>"
+    )
+
+
+def _link(entry: dict[str, Any]) -> str:
+    name = escape(entry["id"])
+    return f"<span><a href='#{entry['kind']}-{name}'>{name}</a> {escape(entry['statement'])}</span>"
+
+
+def _run(project: Project, page: Page) -> str:
+    paper, run = page.paper, page.notebook.metadata["lossbook"]["run"]
+    started = datetime.fromisoformat(run["started"])
+    versions = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
+    what = "Run" if run["status"] == "finished" else "Stopped"
+    text = (
+        f"## This run\n\n{what} on {started.day} {started:%B %Y}, {started:%H:%M} UTC, in {run['seconds']:.1f} s "
+        f"with the profile `{run['profile']}` ({plain(versions)}). The same again:\n\n"
+        f"{fence(shlex.join(['lossbook', 'run', paper.slug, *run['options']]), 'sh')}\n\n"
+    )
+    return f"{text}{_parameters(project, page)}{_downloads(page)}"
+
+
+def _parameters(project: Project, page: Page) -> str:
+    """The parameters of the run with their meaning, and the command that changes them."""
+    run = page.notebook.metadata["lossbook"]["run"]
+    try:
+        known: Mapping[str, Parameter] = (read := Parameters(page.paper, page.notebook))
+        others = {name: given for name, given in read.profiles.items() if name != run["profile"]}
+    except Refused:
+        # The script was edited since and cannot be read; its last run is still shown.
+        known, others = {}, {}
+    values = {name: run["parameters"][name] for name in [*known, *run["parameters"]] if name in run["parameters"]}
+    if not values:
+        return ""
+    rows = ""
+    for name, value in values.items():
+        about = known.get(name)
+        elsewhere = [
+            f"{escape(profile)}: <code>{escape(repr(given[name]))}</code>"
+            for profile, given in others.items()
+            if name in given
+        ]
+        kind = escape(about.annotation if about else type(value).__name__)
+        more = f"<small>{'<br>'.join(elsewhere)}</small>" if elsewhere else ""
+        rows += (
+            f"<tr><th scope='row'><code>{escape(name)}</code><small><code>{kind}</code></small></th>"
+            f"<td><code>{escape(repr(value))}</code>{more}</td><td>{escape(about.comment if about else '')}</td></tr>"
+        )
+    head = "".join(f"<th scope='col'>{title}</th>" for title in ("Parameter and type", "Value", "Meaning"))
+    name, value = next(((n, v) for n, v in values.items() if type(v) is int), next(iter(values.items())))
+    example = ["-p", f"{name}={2 * value if type(value) is int else value}"]
+    how = "[name it](../howto/rerun.md)" if (project.root / "book" / "howto" / "rerun.md").is_file() else "name it"
+    return (
+        "<div class='lossbook-scroll' tabindex='0' role='region' aria-label='Parameters'>"
+        "<table class='lossbook-parameters'><caption>Parameters of this run; small: where a profile differs from the "
+        "defaults</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>\n\n"
+        f"To change one, {how}:\n\n"
+        f"{fence(shlex.join(['lossbook', 'run', page.paper.slug, *example]), 'sh')}\n\n"
+    )
+
+
+def _downloads(page: Page) -> str:
+    offered = {"py": "the script", "ipynb": "the executed notebook"}
+    if tables.results(page.notebook):
+        offered |= {"csv": "the results as CSV", "parquet": "the results as Parquet"}
+    links = "".join(
+        f"<li><a href='../downloads/{page.paper.slug}.{ending}' download>{escape(text[0].upper() + text[1:])}</a> "
+        f"<code>{page.paper.slug}.{ending}</code></li>"
+        for ending, text in offered.items()
+    )
+    return f"To take away:\n\n<ul class='lossbook-downloads'>{links}</ul>"
+
+
+def _related(page: Page, others: Sequence[Page]) -> str:
+    """Papers that use the same functions of the library."""
+    found = model.related(page, others)
+    if not found:
+        return ""
+    items = [
+        f"- [{other.heading}](../{other.paper.page}.ipynb) ({other.paper.year}), by way of "
+        + ", ".join(f"{{py:obj}}`{name.rpartition('.')[2]} <{name}>`" for name in shared)
+        for other, shared in found
+    ]
+    return "## Related pages\n\nThey use the same functions of the library.\n\n" + "\n".join(items)

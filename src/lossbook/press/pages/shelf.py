@@ -1,0 +1,93 @@
+"""All papers of the book, those that have a page and those that are planned, by part."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lossbook.press import entries, runs
+from lossbook.press.pages.model import Page
+from lossbook.press.project import Project
+
+# Verdicts of claims and of checks, in the order in which pages count them.
+CLAIMS = ("supported", "contradicted", "inconclusive")
+CHECKS = ("verified", "failed")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A paper of the catalogue, or of a notebook that the catalogue does not know."""
+
+    part: str
+    slug: str
+    title: str
+    authors: str
+    year: str
+    arxiv: str
+    code: str
+    page: Page | None
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the book: its papers, those with a page first, and its opening page, if there is one."""
+
+    name: str
+    title: str
+    items: tuple[Item, ...]
+    opening: Page | None
+
+    @property
+    def done(self) -> int:
+        """How many of its papers have a page."""
+        return sum(item.page is not None for item in self.items)
+
+
+def parts(project: Project, pages: Sequence[Page]) -> list[Part]:
+    """The parts of the book, in its order, with all their papers."""
+    papers = {page.paper.slug: page for page in pages if not page.opening}
+    openings = {page.paper.part: page for page in pages if page.opening}
+    items: dict[str, list[Item]] = {part: [] for part in project.parts}
+    for page in papers.values():
+        items.setdefault(page.paper.part, []).append(_item(project.catalogue.get(page.paper.slug, {}), page))
+    for slug, row in project.catalogue.items():
+        if slug not in papers:
+            items.setdefault(row["part"], []).append(_item(row, None))
+    for part in openings:
+        items.setdefault(part, [])
+    return [
+        Part(part, project.part_title(part), tuple(found), openings.get(part))
+        for part, found in items.items()
+        if found or part in openings
+    ]
+
+
+def _item(row: dict[str, str], page: Page | None) -> Item:
+    if page:
+        paper = page.paper
+        about = (paper.part, paper.slug, paper.title, paper.authors, paper.year, paper.arxiv)
+    else:
+        # Some rows have remarks in parentheses.
+        authors = re.sub(r"\s*\([^()]*\)(?=,|$)", "", row.get("authors", ""))
+        about = (row["part"], row["slug"], row["title"], authors, row.get("year", "")[:4], row.get("arxiv", ""))
+    return Item(*about, row.get("official_code", ""), page)
+
+
+def people(authors: str) -> str:
+    """Authors, comma-separated, in short: up to three by name."""
+    names = authors.split(", ")
+    return authors if len(names) <= 3 else f"{names[0]} and {len(names) - 1} others"
+
+
+def verdicts(page: Page) -> str:
+    """How a paper came out, in badges; empty if nothing is known."""
+    counts = entries.score(page.entries)
+    lines = []
+    if runs.failure_of(page.notebook):
+        lines.append(entries.badge("failed", "run not finished"))
+    for kind, order in (("claim", CLAIMS), ("check", CHECKS)):
+        found = [
+            entries.badge(verdict, f"{counts[kind][verdict]} {verdict}") for verdict in order if counts[kind][verdict]
+        ]
+        if found:
+            lines.append(f"<span>{kind.capitalize()}s</span> {' '.join(found)}")
+    return "".join(f"<p class='lossbook-outcome'>{line}</p>" for line in lines)

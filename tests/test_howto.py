@@ -1,0 +1,146 @@
+"""What hand-written pages tell people to type: Python runs and prints what the page says, commands are understood."""
+
+import contextlib
+import io
+import re
+import shlex
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+
+from lossbook import methods
+from lossbook.press import runs, sweeps
+from lossbook.press.commands_more import app
+from lossbook.press.errors import Refused
+from lossbook.press.parameters import Parameters
+from lossbook.press.project import DEFAULT_PROFILE, Project
+
+ROOT = Path(__file__).parents[1]
+PROJECT = Project.find(ROOT, None)
+COMMANDS = typer.main.get_command(app).commands
+FILES = [*sorted((ROOT / "book").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
+# A block to run is opened by its language alone; one only to be shown by {code-block}.
+FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+SHOWN = re.compile(r"^```\{code-block\} python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# What else the pages call.
+PROGRAMS = {"dask", "make", "pip", "python", "source"}
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Language and content of every fenced block, flush left."""
+    return [(language, re.sub(f"^{indent}", "", code, flags=re.M)) for indent, language, code in FENCE.findall(text)]
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every call of `lossbook`: in blocks, in indented lines, within sentences."""
+    lines = [line for language, code in blocks(text) if language == "sh" for line in code.splitlines()]
+    lines += re.findall(r"^    (\S*lossbook \S.*)$", text, re.MULTILINE)
+    found = []
+    for line in lines:
+        words = shlex.split(line, comments=True)
+        if words and Path(words[0]).name == "lossbook":
+            found.append([word for word in words[1:] if word != "&"])
+        else:
+            assert not words or Path(words[0]).name in PROGRAMS, line
+    # `lossbook sweep` in a sentence is a name; with arguments it is a command, unless it has <gaps>.
+    inline = re.findall(r"`lossbook ([^`<\n]+)`", text)
+    return found + [shlex.split(code) for code in inline]
+
+
+def understand(words: list[str]) -> None:
+    """Do all that the command does before it starts anything.
+
+    Raises:
+        Exception: if it would refuse.
+    """
+    name, *arguments = words
+    if name == "--help" or arguments == ["--help"]:
+        assert name == "--help" or name in COMMANDS
+        return
+    given = COMMANDS[name].make_context(name, arguments).params
+    for side in filter(None, (given.get("left"), given.get("right"))):
+        built = re.fullmatch(r"_build/runs/(\w+)/(\w+)\.ipynb", side)
+        if built:
+            assert built[2] in parameters(built[1]).profiles, side
+        else:
+            assert side in PROJECT.papers or (ROOT / side / "run.json").is_file(), side
+    for slug in [*filter(None, [given.get("slug")]), *(given.get("only") or ())]:
+        profile, values = given.get("profile", DEFAULT_PROFILE), given.get("parameters") or ()
+        if name == "sweep":
+            sweeps.grid(parameters(slug), profile, values, given["zipped"] or ())
+        else:
+            parameters(slug).settings(profile, values)
+
+
+@cache
+def parameters(slug: str) -> Parameters:
+    paper = PROJECT.paper(slug)
+    return Parameters(paper, runs.read_script(paper))
+
+
+CALLS = sorted({(name, shlex.join(words)) for name, text in PAGES.items() for words in commands(text)})
+
+
+@pytest.mark.parametrize(("page", "call"), CALLS, ids=[f"{Path(page).stem}: {call}" for page, call in CALLS])
+def test_a_command_is_understood(page, call):
+    words = shlex.split(call)
+    if len(words) > 1 or f"`lossbook {call}`" not in PAGES[page]:
+        understand(words)
+    else:
+        assert words[0] in COMMANDS or words == ["--help"]
+
+
+@pytest.mark.parametrize(
+    ("call", "complaint"),
+    [
+        ("build --explian", "No such option"),
+        ("run temperature_free_infonce -p temprature=1", "unknown parameter"),
+        ("run temperature_free_infonce --profile large", "unknown profile"),
+        ("sweep temperature_free_infonce -p epochs=many,2", "expected int"),
+        ("record infonce", "infonce"),
+        ("build --only temperature", "temperature"),
+    ],
+)
+def test_a_command_that_is_wrong_would_be_found(call, complaint):
+    with pytest.raises((Refused, typer._click.exceptions.UsageError), match=complaint):
+        understand(shlex.split(call))
+
+
+WITH_PYTHON = [name for name, text in PAGES.items() if any(language == "python" for language, _ in blocks(text))]
+
+
+@pytest.mark.parametrize("page", [name for name in WITH_PYTHON if name.startswith("book/")])
+def test_python_on_a_page_runs_and_prints_what_the_page_says(page):
+    names: dict = {}
+    with torch.random.fork_rng():
+        for (language, code), (following, expected) in pairwise([*blocks(PAGES[page]), ("", "")]):
+            if language == "python":
+                out = io.StringIO()
+                with contextlib.redirect_stdout(out):
+                    exec(compile(code, page, "exec"), names)
+                shown, lines = out.getvalue().splitlines(), expected.splitlines() if following == "text" else []
+                # A page may leave out the beginning, such as the ledger's boxes.
+                assert shown[len(shown) - len(lines) :] == lines
+
+
+def test_pages_have_the_examples_that_they_promise():
+    assert {"book/howto/library.md", "book/howto/statistics.md", "book/howto/add_a_paper.md"} <= set(WITH_PYTHON)
+    headings = re.findall(r"^## `(\w+)`$", PAGES["book/howto/library.md"], re.MULTILINE)
+    assert sorted(headings) == sorted(methods.__all__), "book/howto/library.md: one example for each part"
+
+
+def test_python_that_is_only_shown_is_python():
+    shown = [code for text in PAGES.values() for code in SHOWN.findall(text)]
+    assert shown
+    for code in shown:
+        compile(code, "<page>", "exec")
+
+
+def test_every_howto_page_is_in_the_index():
+    pages = {path.name for path in (ROOT / "book/howto").glob("*.md")} - {"index.md"}
+    assert set(re.findall(r"\]\((\w+\.md)\)", PAGES["book/howto/index.md"])) == pages
