@@ -47,6 +47,7 @@ def test_a_displayed_formula_is_larger():
         (r"\begin{align} x &= 1 \\ y &= 2 \end{align}", ["x", "y"]),
         (r"\begin{smallmatrix} 1 & 0 \\ 0 & 1 \end{smallmatrix}", ["0", "1"]),
         (r"\operatorname*{arg\,max}_\theta \hat{\mathcal{L}}", ["arg", "max", "θ", "L"]),
+        (r"\|x\|", ["‖"]),
         (r"a < b \quad\&\quad c > d", ["<", ">", "&"]),
         (r"\text{naïve}", ["naïve"]),
     ],
@@ -112,6 +113,13 @@ def test_a_forked_process_renders_too():
     assert queue.get(timeout=60) == here
     child.join(60)
     assert child.exitcode == 0
+
+
+def test_a_process_that_rendered_ends():
+    code = "from lossbook.press.formulas import render; print(render('x', True))"
+    for _ in range(4):
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and done.stdout.startswith("<mjx-container"), done.stderr
 
 
 def test_the_style_sheet_has_every_glyph_and_its_fonts_are_there():

@@ -54,12 +54,14 @@ VERDICTS = """() => {
 # Axe would take most of its time for thousands of words of code and signs of formulas that are coloured alike: the first
 # of each colour stays, the others become plain text.
 THIN = """() => {
-    const seen = new Set();
+    const seen = new Set(), alike = [];
+    // All are looked at before any is changed: styles would be computed anew each time.
     for (const e of document.querySelectorAll('pre span, mjx-container')) {
         const like = [e.tagName, e.className, getComputedStyle(e).color, e.closest('div')?.className].join();
-        if (seen.has(like)) e.replaceWith(e.tagName === 'SPAN' ? e.textContent : 'x');
+        if (seen.has(like)) alike.push(e);
         else seen.add(like);
     }
+    for (const e of alike) e.replaceWith(e.tagName === 'SPAN' ? e.textContent : 'x');
 }"""
 
 

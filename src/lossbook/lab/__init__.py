@@ -16,12 +16,12 @@ from lossbook.lab.data import DataError, Dataset, load
 from lossbook.lab.data.text import Pairs, load_pairs, path_similarity
 from lossbook.lab.evaluate import accuracy, effective_rank, k_nearest_neighbours, linear_probe, retrieval
 from lossbook.lab.fitting import Fitted, Model, NonFiniteError, choose_device, fit, grid, moving_average
-from lossbook.lab.ledger import CheckFailed, Claim, Ledger, max_error
+from lossbook.lab.ledger import CheckFailed, Claim, Ledger, Table, max_error
 from lossbook.lab.nets import EncoderProjector, cnn, mlp
 from lossbook.lab.plots import show, show_source, show_table, use_theme
 from lossbook.lab.results import record
 from lossbook.lab.statistics import Interval, best_setting, equivalence, mean_interval, paired
-from lossbook.lab.views import SignalViews, Views
+from lossbook.lab.views import SignalViews, Views, permuted, shifted
 
 __all__ = [
     "CheckFailed",
@@ -36,6 +36,7 @@ __all__ = [
     "NonFiniteError",
     "Pairs",
     "SignalViews",
+    "Table",
     "Views",
     "accuracy",
     "best_setting",
@@ -55,8 +56,10 @@ __all__ = [
     "moving_average",
     "paired",
     "path_similarity",
+    "permuted",
     "record",
     "retrieval",
+    "shifted",
     "show",
     "show_source",
     "show_table",

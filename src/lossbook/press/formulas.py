@@ -5,6 +5,7 @@ with MathML beside it for screen readers; the style sheet and fonts that it need
 configuration asks for `html_math_renderer: formulas`.
 """
 
+import atexit
 import json
 import os
 import re
@@ -36,17 +37,18 @@ COMPONENTS = (
 FOLDER = "formulas"
 
 # MathJax reads its configuration from the variable that it then replaces. A formula with an error is an exception, not
-# a red box; all glyphs are in the style sheet, whichever pages were rendered before.
+# a red box; `braket` would turn norms (\|) into signs of parallels; all glyphs are in the style sheet, whichever pages
+# were rendered before.
 CONFIGURE = """
 var global = globalThis;
 var MathJax = {
   loader: {load: []},
   startup: {typeset: false, document: "", ready() {}},
-  tex: {packages: {"[-]": ["noerrors", "noundefined"]}, formatError(jax, error) { throw error; }},
+  tex: {packages: {"[-]": ["braket", "noerrors", "noundefined"]}, formatError(jax, error) { throw error; }},
   chtml: {adaptiveCSS: false, fontURL: "."},
 };
 """
-# What a formula defines (\\newcommand) holds for itself alone: its HTML must not depend on what was rendered before it.
+# What a formula defines (\newcommand) holds for itself alone: its HTML must not depend on what was rendered before it.
 PREPARE = """
 const DEFINED = ["new-Command", "new-Environment", "new-Delimiter", "ams-declare-ops", "mathtools-paired-delims"];
 function prepare() {
@@ -96,6 +98,13 @@ class FormulaError(PressError):
 
 # By process: a forked one must neither use nor free its parent's.
 _contexts: dict[int, MiniRacer] = {}
+
+
+@atexit.register
+def _close() -> None:
+    """End this process's V8 in time: left to the interpreter's own end, it may wait for threads that are gone."""
+    if context := _contexts.pop(os.getpid(), None):
+        context.close()
 
 
 def _mathjax() -> MiniRacer:

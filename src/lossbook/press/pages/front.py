@@ -65,7 +65,7 @@ def picture(project: Project, pages: Sequence[Page]) -> str:
 
 def _row(part: Part) -> str:
     tiles = "".join(_tile(item) for item in part.items)
-    name = f"<a href='roadmap.html#part-{escape(part.name)}'>{escape(part.title)}</a>"
+    name = f"<a href='roadmap.html#{escape(part.anchor)}'>{escape(part.title)}</a>"
     return (
         f"<li><span class='lossbook-map-part'>{name} <small>{part.done} of {len(part.items)}</small></span>"
         f"<span class='lossbook-tiles'>{tiles}</span></li>"

@@ -224,6 +224,9 @@ def _index(project: Project, library: Library) -> str:
                 "Module", "Names", [(f"{{py:mod}}`{each.stem} <{each.name}>`", _links([each])) for each in library.lab]
             ),
         ]
+    if library.parts or library.lab:
+        source = "<a href='../_modules/index.html'>source of every module</a>"
+        blocks.append(f"{{ref}}`All names in alphabetical order <genindex>`; the {source}.")
     return "\n\n".join([*blocks, "## Command line", "[Every command and its options](cli.md)."])
 
 

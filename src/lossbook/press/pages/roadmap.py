@@ -28,13 +28,13 @@ def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
     if parts:
         text += _overview(parts)
     for part in parts:
-        text += f"(part-{part.name})=\n## {plain(part.title)}\n\n{_opening(part)}{_table(project, part, folder)}\n\n"
+        text += f"({part.anchor})=\n## {plain(part.title)}\n\n{_opening(part)}{_table(project, part, folder)}\n\n"
     (folder / "roadmap.md").write_text(text, encoding="utf-8")
 
 
 def _overview(parts: Sequence[Part]) -> str:
     rows = "".join(
-        f"<li><a href='#part-{escape(part.name)}'>{escape(part.title)}</a> {bar(part)}</li>" for part in parts
+        f"<li><a href='#{escape(part.anchor)}'>{escape(part.title)}</a> {bar(part)}</li>" for part in parts
     )
     return f"<ul class='lossbook-progress' role='list'>{rows}</ul>\n\n"
 

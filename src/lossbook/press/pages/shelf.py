@@ -37,6 +37,11 @@ class Part:
     opening: Page | None
 
     @property
+    def anchor(self) -> str:
+        """Its section of the roadmap, in the form that Sphinx gives to targets."""
+        return f"part-{self.name.replace('_', '-')}"
+
+    @property
     def done(self) -> int:
         """How many of its papers have a page."""
         return sum(item.page is not None for item in self.items)
