@@ -246,3 +246,17 @@ def test_a_broken_formula_is_a_warning_with_its_place(tmp_path):
     site, done = built(tmp_path, page, "-E")
     assert done.returncode == 0
     assert re.search(r"<code>\s*\\lossbook &lt; 1\s*</code>", (site / "sub/page.html").read_text())
+
+
+def test_punctuation_stays_with_its_formula(tmp_path):
+    (tmp_path / "conf.py").write_text(
+        "extensions = ['myst_parser', 'lossbook.press.formulas']\n"
+        "myst_enable_extensions = ['dollarmath']\nhtml_math_renderer = 'formulas'\n"
+    )
+    (tmp_path / "index.md").write_text("# T\n\nAn ($a$), the $b$, $c$-th and $d$ alone; $e$. $f$\n")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(tmp_path), str(tmp_path / "out")]
+    subprocess.run(command, check=True, capture_output=True)
+    html = (tmp_path / "out" / "index.html").read_text()
+    text = re.sub(r"<mjx-container.*?</mjx-container>", "x", html, flags=re.DOTALL)
+    found = re.findall(r'<span class="together">(.*?)<span class="math[^>]*>x</span>(.*?)</span>', text)
+    assert found == [("(", "),"), ("", ","), ("", "-th"), ("", ".")]

@@ -36,6 +36,8 @@ FORMULAS = """() => {
 }"""
 IMAGES = """() => [...document.querySelectorAll('main img')].map(i =>
     [i.complete && i.naturalWidth > 0, i.alt, i.getBoundingClientRect().width])"""
+BARE = """() => [...document.querySelectorAll('main figure:not(.lossbook-map)')].filter(e =>
+    !(e.querySelector('figcaption')?.textContent.trim().length > 20)).map(e => e.outerHTML.slice(0, 200))"""
 # What is wider than the screen must scroll in a box of its own.
 WIDE = """width => [...document.querySelectorAll('main *')].filter(e => {
     if (e.getBoundingClientRect().right <= width + 1 || e.closest('mjx-assistive-mml, .headerlink, .copybtn')) return false;
@@ -77,6 +79,7 @@ class Visit:
     outside: list
     formulas: dict
     images: list
+    bare: list
     scrolls: bool
     wide: list
     verdicts: list
@@ -112,6 +115,7 @@ def look(page, name: str, width: int, scheme: str, violations) -> Visit:
         "theme": page.evaluate("document.documentElement.dataset.theme"),
         "formulas": page.evaluate(FORMULAS),
         "images": page.evaluate(IMAGES),
+        "bare": page.evaluate(BARE),
         "scrolls": page.evaluate("document.documentElement.scrollWidth") > width,
         "wide": page.evaluate(WIDE, width),
         "verdicts": page.evaluate(VERDICTS),
@@ -191,6 +195,10 @@ def test_pictures_are_loaded_and_described(visits):
         return bad or (few and "too few")
 
     assert faults(visits, wrong) == {}
+
+
+def test_figures_have_captions(visits):
+    assert faults(visits, lambda visit: visit.bare) == {}
 
 
 def test_pages_do_not_scroll_sideways(visits):

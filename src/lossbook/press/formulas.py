@@ -20,6 +20,7 @@ from docutils import nodes
 from py_mini_racer import MiniRacer
 from sphinx.application import Sphinx
 from sphinx.locale import _ as translated
+from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
 from sphinx.util.math import get_node_equation_number
 from sphinx.writers.html5 import HTML5Translator
@@ -33,6 +34,8 @@ COMPONENTS = (
     "startup", "core", "adaptors/liteDOM", "input/tex-full", "output/chtml", "output/chtml/fonts/tex",
     "a11y/assistive-mml",
 )  # fmt: skip
+# Punctuation at a formula, before and behind it.
+OPENS, CLOSES = re.compile(r"[(\[“‘]*$"), re.compile(r"[.,;:!?)\]’”%]*(?:[’'-]\w+)?")
 # Within the site's _static.
 FOLDER = "formulas"
 
@@ -174,6 +177,33 @@ def visit_math(self: HTML5Translator, node: nodes.math) -> None:
     raise nodes.SkipNode
 
 
+class KeepTogether(SphinxPostTransform):
+    """A formula within a line and the punctuation at it stay on one line: browsers would break between them."""
+
+    default_priority = 900
+    formats = ("html",)
+
+    def run(self, **_: Any) -> None:
+        """Wrap each formula that punctuation touches."""
+        for math in list(self.document.findall(nodes.math)):
+            parent, place = math.parent, math.parent.index(math)
+            before, after = (
+                parent[at].astext() if 0 <= at < len(parent) and isinstance(parent[at], nodes.Text) else ""
+                for at in (place - 1, place + 1)
+            )
+            opens, closes = OPENS.search(before)[0], CLOSES.match(after)[0]
+            if not opens and not closes:
+                continue
+            together = nodes.inline(
+                "", "", nodes.Text(opens), math.deepcopy(), nodes.Text(closes), classes=["together"]
+            )
+            if closes:
+                parent[place + 1] = nodes.Text(after.removeprefix(closes))
+            parent[place] = together
+            if opens:
+                parent[place - 1] = nodes.Text(before.removesuffix(opens))
+
+
 def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
     """Write a displayed formula with its number, which links to it."""
     self.body.append(self.starttag(node, "div", "", CLASS="math notranslate nohighlight"))
@@ -210,6 +240,7 @@ def _link_files(app: Sphinx, page: str, template: str, context: dict[str, Any], 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Register the renderer with Sphinx."""
     app.add_html_math_renderer("formulas", (visit_math, None), (visit_math_block, None))
+    app.add_post_transform(KeepTogether)
     app.connect("builder-inited", _write_files)
     app.connect("html-page-context", _link_files)
     return {"version": __version__, "parallel_read_safe": True, "parallel_write_safe": True}

@@ -20,7 +20,7 @@ from lossbook.press.project import Paper
 EXTRA = "extra"
 # What `lab.show` puts into a notebook.
 IMAGE = re.compile(
-    r'(<figure class="lossbook-figure"[^>]*>\s*<img )src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]*)">'
+    r'(<figure class="lossbook-figure"[^>]*>)\s*<img src="data:image/svg\+xml;base64,([^"]+)" alt="([^"]*)">'
 )
 # A cell with this tag has the figure for the paper's card; without one it is the first under "Results".
 CARD = "card"

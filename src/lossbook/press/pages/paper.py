@@ -86,7 +86,9 @@ def _place_figures(page: Page, notebook: NotebookNode) -> None:
     def place(match: re.Match[str]) -> str:
         figure = model.figure_of(page.paper, match[2], match[3])
         size = f'width="{figure.width}" height="{figure.height}"'
-        return f'{match[1]}src="../{figure.path}" alt="{match[3]}" {size} loading="lazy" decoding="async"'
+        image = f'<img src="../{figure.path}" alt="{match[3]}" {size} loading="lazy" decoding="async">'
+        # By itself it can be enlarged, which small screens need.
+        return f'{match[1]}<a href="../{figure.path}" title="The figure by itself">{image}</a>'
 
     for cell in notebook.cells:
         for output in cell.get("outputs", []):

@@ -33,9 +33,7 @@ def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
 
 
 def _overview(parts: Sequence[Part]) -> str:
-    rows = "".join(
-        f"<li><a href='#{escape(part.anchor)}'>{escape(part.title)}</a> {bar(part)}</li>" for part in parts
-    )
+    rows = "".join(f"<li><a href='#{escape(part.anchor)}'>{escape(part.title)}</a> {bar(part)}</li>" for part in parts)
     return f"<ul class='lossbook-progress' role='list'>{rows}</ul>\n\n"
 
 
