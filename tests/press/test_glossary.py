@@ -34,6 +34,6 @@ def test_the_first_mention_is_linked(tmp_path):
     found = re.findall(r'<a class="[^"]*\bterm\b[^"]*" href="([^"]+)" title="([^"]+)">([^<]+)</a>', html)
     assert found == [
         ("index.html#term-softmax", "Glossary: softmax", "Softmax"),
-        ("index.html#term-linear-probe", "Glossary: linear probe", "Linear probe"),
+        ("index.html#term-linear-probe", "Glossary: linear probe", "Linear probes"),
     ]
     assert 'class="term' not in (tmp_path / "out" / "index.html").read_text().split("</h1>")[1].split("<dl")[0]

@@ -12,10 +12,10 @@ from sphinx.util.nodes import make_refnode
 from lossbook import __version__
 
 # Terms that are everyday words as well, and would be linked where they mean something else.
-EVERYDAY = frozenset(
-    "alignment anchor check claim collapse gain input key loss margin negative odds positive profile record run score "
-    "sweep view".split()
-)
+EVERYDAY = {
+    *("alignment", "anchor", "check", "claim", "collapse", "gain", "input", "key", "loss", "margin", "negative"),
+    *("odds", "positive", "profile", "record", "run", "score", "sweep", "view"),
+}
 # Text that leads somewhere already, or is no prose.
 CLOSED = (nodes.reference, nodes.literal, nodes.title, nodes.math, nodes.raw, nodes.literal_block, nodes.table)
 
@@ -42,16 +42,18 @@ class LinkTerms(SphinxPostTransform):
             above = text.parent
             while above.parent is not None and not isinstance(above, (nodes.paragraph, *CLOSED)):
                 above = above.parent
-            if isinstance(above, nodes.paragraph):
+            # A paper's own title is quoted as it is.
+            if isinstance(above, nodes.paragraph) and "lossbook-citation" not in above.parent.get("classes", ()):
                 self._link(text, left, places)
 
     def _link(self, text: nodes.Text, left: list[str], places: dict[str, tuple[str, str]]) -> None:
         pieces, rest = [], text.astext()
-        while left and (match := re.search(rf"\b(?:{'|'.join(map(re.escape, left))})(?=s?\b)", rest, re.IGNORECASE)):
-            name = next(name for name in left if name.lower() == match[0].lower())
+        while left and (match := re.search(rf"\b(?:{'|'.join(map(re.escape, left))})s?\b", rest, re.IGNORECASE)):
+            said = match[0].lower()
+            name = next(name for name in left if said.removesuffix("s") == name.lower().removesuffix("s"))
             left.remove(name)
-            said, title = nodes.Text(match[0]), f"Glossary: {name}"
-            link = make_refnode(self.app.builder, self.env.docname, *places[name], said, title)
+            shown, title = nodes.Text(match[0]), f"Glossary: {name}"
+            link = make_refnode(self.app.builder, self.env.docname, *places[name], shown, title)
             link["classes"].append("term")
             pieces += [nodes.Text(rest[: match.start()]), link]
             rest = rest[match.end() :]
