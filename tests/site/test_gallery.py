@@ -10,7 +10,10 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PAPERS = {path.stem: path.parent.name for path in ROOT.glob("notebooks/*/*.py")}
+# A notebook called like its part opens the part, and is no paper.
+PAPERS = {path.stem: path.parent.name for path in ROOT.glob("notebooks/*/*.py") if path.stem != path.parent.name}
+# A paper, and a part that it is not in.
+ONE, ELSEWHERE = "ideal_group_number", "contrastive"
 FIELDS = {"part": "All parts", "verdict": "Any verdict", "tag": "All tags"}
 
 
@@ -125,10 +128,10 @@ def test_filters_combine(open_page):
     assert 0 < len(found) < len(PAPERS)
     field(page, "part").select_option("layers")
     assert set(cards(page)) <= set(found) and cards(page)
-    field(page, "part").select_option("contrastive")
-    field(page, "text").fill("group number")
+    field(page, "part").select_option(ELSEWHERE)
+    field(page, "text").fill("number ideal_group")
     assert cards(page) == []
-    assert search(page) == "?text=group+number&part=contrastive"
+    assert search(page) == f"?text=number+ideal_group&part={ELSEWHERE}"
     page.get_by_role("button", name="Reset").click()
     page.wait_for_function("location.search === ''")
     assert len(cards(page)) == len(PAPERS) and field(page, "text").input_value() == ""
@@ -138,20 +141,20 @@ def test_filters_combine(open_page):
 def test_an_address_brings_the_choice_back(open_page, site, context, how):
     base = f"{site.as_uri()}/" if how == "file" else None
     page = open_page("gallery", context=context, base=base)
-    field(page, "text").fill("gradient")
-    field(page, "part").select_option("layers")
+    field(page, "text").fill(ONE)
+    field(page, "part").select_option(PAPERS[ONE])
     kept, found = search(page), cards(page)
-    assert kept == "?text=gradient&part=layers" and len(found) == 1
+    assert kept == f"?text={ONE}&part={PAPERS[ONE]}" and len(found) == 1
 
     def same(other):
-        assert (field(other, "text").input_value(), field(other, "part").input_value()) == ("gradient", "layers")
+        assert (field(other, "text").input_value(), field(other, "part").input_value()) == (ONE, PAPERS[ONE])
         assert cards(other) == found and search(other) == kept
         check_count(other)
 
     page.reload()
     same(page)
     page.locator(".lossbook-card:visible > p a").click()
-    page.wait_for_url("**/ideal_group_number.html")
+    page.wait_for_url(f"**/{ONE}.html")
     page.go_back()
     page.wait_for_url("**/gallery.html*")
     same(page)
@@ -194,15 +197,17 @@ def test_the_gallery_by_keyboard_alone(open_page):
         raise AssertionError(f"{name} is out of reach")
 
     tab_to("text")
-    page.keyboard.type("group")
+    page.keyboard.type(ONE)
     # Enter is no way out of the page.
     page.keyboard.press("Enter")
     assert len(cards(page)) == 1
     tab_to("part")
-    page.keyboard.press("ArrowDown")
-    assert field(page, "part").input_value() == "contrastive" and cards(page) == []
-    page.keyboard.press("ArrowDown")
-    assert len(cards(page)) == 1
+    for _ in {*PAPERS.values()}:
+        page.keyboard.press("ArrowDown")
+        part = field(page, "part").input_value()
+        assert len(cards(page)) == (part == PAPERS[ONE])
+        if part == PAPERS[ONE]:
+            break
     tab_to("verdict")
     tab_to("tag")
     tab_to("Reset")
@@ -212,16 +217,18 @@ def test_the_gallery_by_keyboard_alone(open_page):
     title = cards(page)[0]
     tab_to(title)
     card = page.locator(".lossbook-card").first
+    link = card.locator("p a").first.get_attribute("href")
     assert card.evaluate("card => getComputedStyle(card).outlineStyle") == "solid"
     page.keyboard.press("Enter")
-    page.wait_for_url("**/temperature_free_infonce.html")
+    page.wait_for_url(f"**/{link}")
 
 
 def test_a_card_is_a_link_as_a_whole(open_page):
     page = open_page("gallery")
-    box = page.locator(".lossbook-card img").first.bounding_box()
+    card = page.locator(".lossbook-card").first
+    box, link = card.locator("img").bounding_box(), card.locator("p a").first.get_attribute("href")
     page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.wait_for_url("**/temperature_free_infonce.html")
+    page.wait_for_url(f"**/{link}")
 
 
 def test_without_scripts_the_gallery_is_a_list(browser, address, visit):
