@@ -371,3 +371,20 @@ def test_the_clock_is_there_without_state_and_cannot_be_a_hyperparameter():
 def test_a_loss_that_forgets_its_state_is_refused():
     with pytest.raises(ValueError, match=r"loss: expected \(loss, logged, new state\)"):
         fit(lab.grid(seed=[0], learning_rate=[1.0]), loss=lambda m, b, r, s: loss(m, b, r), state=start)
+
+
+class Scaled(nn.Module):
+    """A linear layer with a temperature to learn, a parameter without dimensions."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.scale = nn.Linear(6, 3), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, inputs):
+        return self.scale * self.layer(inputs)
+
+
+def test_a_parameter_without_dimensions_is_trained():
+    fitted = fit(lab.grid(seed=[0, 1], learning_rate=[0.1]), build=lambda run: Scaled(), clip_norm=1.0)
+    assert fitted.parameters["scale"].shape == (2,)
+    assert (fitted.parameters["scale"] != 2).all() and fitted.module(1).scale.shape == ()

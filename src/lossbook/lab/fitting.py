@@ -336,7 +336,7 @@ def _per_run(values: Tensor, like: Tensor) -> Tensor:
 
 
 def _gradient_norms(leaves: list[Tensor]) -> Tensor:
-    squares = [leaf.grad.flatten(1).square().sum(1) for leaf in leaves if leaf.grad is not None]
+    squares = [leaf.grad.reshape(len(leaf), -1).square().sum(1) for leaf in leaves if leaf.grad is not None]
     return torch.stack(squares).sum(0).sqrt()
 
 

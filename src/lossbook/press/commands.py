@@ -221,7 +221,7 @@ def build(
             try:
                 notebooks[paper] = runs.read(project.executed(paper))
             except FileNotFoundError:
-                notes.print(f"{paper.slug} was never run and is not in the site", markup=False)
+                notes.print(f"{paper.slug} was never run, and its page says so", markup=False)
             except PressError as error:
                 complaints.append(f"{error}; it is not in the site: lossbook build --only {paper.slug}")
                 notes.print(complaints[-1], markup=False)

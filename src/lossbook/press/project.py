@@ -33,6 +33,11 @@ class Paper:
         return f"{self.part}/{self.slug}"
 
     @property
+    def opening(self) -> bool:
+        """Whether it opens a part, which it is called like, and is no paper."""
+        return self.slug == self.part
+
+    @property
     def source(self) -> str:
         """The script's place in the project."""
         return f"notebooks/{self.part}/{self.slug}.py"

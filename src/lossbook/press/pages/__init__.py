@@ -11,7 +11,6 @@ import yaml
 from nbformat import NotebookNode
 
 from lossbook.press.pages import front, model, paper, reference
-from lossbook.press.pages.model import Page
 from lossbook.press.project import Paper, Project
 
 # The modules here that write pages of their own.
@@ -34,16 +33,20 @@ def assemble(project: Project, notebooks: Mapping[Paper, NotebookNode], folder: 
     model.write_figures(pages, folder)
     for page in pages:
         paper.write(project, page, pages, folder)
+    # Other pages may link to them.
+    for missing in project.papers.values():
+        if missing not in notebooks:
+            paper.write_placeholder(missing, folder)
     for name in WRITERS:
         importlib.import_module(f"lossbook.press.pages.{name}").write(project, pages, folder)
     (folder / "_toc.yml").write_text(
-        yaml.safe_dump(_contents(project, pages, folder), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        yaml.safe_dump(_contents(project, folder), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
 
 
-def _contents(project: Project, pages: Sequence[Page], folder: Path) -> dict[str, Any]:
+def _contents(project: Project, folder: Path) -> dict[str, Any]:
     """The table of contents: pages around the papers, the papers by part."""
-    papers = {page.paper.page for page in pages}
+    papers = {paper.page for paper in project.papers.values()}
     left = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.md")} - {"intro"}
     left = {name for name in left if not name.startswith(f"{model.EXTRA}/")}
 
@@ -63,13 +66,13 @@ def _contents(project: Project, pages: Sequence[Page], folder: Path) -> dict[str
     before = [{"caption": caption, "chapters": chapters(names)} for caption, names in BEFORE.items()]
     after = [{"caption": caption, "chapters": chapters(names)} for caption, names in AFTER.items()]
     after[-1]["chapters"] += [{"file": name} for name in sorted(left - papers)]
-    parts: dict[str, list[Page]] = {}
-    for page in pages:
-        parts.setdefault(page.paper.part, []).append(page)
+    parts: dict[str, list[Paper]] = {}
+    for each in project.papers.values():
+        parts.setdefault(each.part, []).append(each)
     middle = [
         {
             "caption": project.part_title(part),
-            "chapters": [{"file": page.paper.page} for page in sorted(found, key=lambda page: not page.opening)],
+            "chapters": [{"file": each.page} for each in sorted(found, key=lambda each: not each.opening)],
         }
         for part, found in parts.items()
     ]

@@ -71,7 +71,7 @@ class Page:
     @property
     def opening(self) -> bool:
         """Whether this is the opening page of a part, not a paper."""
-        return self.paper.slug == self.paper.part
+        return self.paper.opening
 
 
 def pages(notebooks: Mapping[Paper, NotebookNode]) -> list[Page]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
-from nbformat.v4 import new_markdown_cell
+from nbformat.v4 import new_markdown_cell, new_notebook
 
 from lossbook.press import entries, records, runs, tables
 from lossbook.press.errors import Refused
@@ -37,6 +37,18 @@ def write(project: Project, page: Page, others: Sequence[Page], folder: Path) ->
     shutil.copy(project.executed(page.paper), downloads)
     if rows := tables.results(page.notebook):
         tables.write(downloads, page.paper.slug, tables.frame(rows))
+
+
+def write_placeholder(paper: Paper, folder: Path) -> None:
+    """Write a page that stands for a notebook that was not run."""
+    text = (
+        f"# {plain(paper.title)}\n\n:::{{admonition}} Not run yet\n:class: note\n"
+        f"This page is made of a run, and there was none when this site was built:\n\n"
+        f"{fence(f'lossbook build --only {paper.slug}', 'sh')}\n:::"
+    )
+    path = folder / f"{paper.page}.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(nbformat.writes(runs.numbered(new_notebook(cells=[new_markdown_cell(text)]))), encoding="utf-8")
 
 
 def made(project: Project, page: Page, others: Sequence[Page]) -> NotebookNode:
