@@ -15,23 +15,27 @@ __all__ = ["alignment", "cosine_similarity", "info_nce", "nt_xent", "pair_gradie
 
 
 def paired(
-    queries: Float[Tensor, "n d"], keys: Float[Tensor, "n d"]
+    queries: Float[Tensor, "n d"], keys: Float[Tensor, "n d"], names: tuple[str, str] = ("queries", "keys")
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
     """Both sets of embeddings, checked against each other, in at least float32.
+
+    Args:
+        queries, keys: the embeddings.
+        names: what the caller calls them, for the error.
 
     Raises:
         ValueError: if they are not floating-point matrices of the same shape, dtype and device, with
             at least one row and one column.
     """
-    for name, value in (("queries", queries), ("keys", keys)):
+    for name, value in zip(names, (queries, keys), strict=True):
         floating(name, value)
         if value.ndim != 2 or 0 in value.shape:
             raise ValueError(f"{name}: expected shape (n, d) with n and d at least 1, got {tuple(value.shape)}")
     for what in ("shape", "dtype", "device"):
         expected, got = getattr(queries, what), getattr(keys, what)
         if expected != got:
-            raise ValueError(f"keys: expected the {what} of queries, {expected}, got {got}")
-    return floating("queries", queries), floating("keys", keys)
+            raise ValueError(f"{names[1]}: expected the {what} of {names[0]}, {expected}, got {got}")
+    return floating(names[0], queries), floating(names[1], keys)
 
 
 def unit(embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
@@ -46,7 +50,7 @@ def unit(embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     return scaled / torch.where(norm == 0, 1, norm)
 
 
-def inner_products(queries: Float[Tensor, "m d"], keys: Float[Tensor, "n d"]) -> Float[Tensor, "m n"]:
+def inner_products(queries: Float[Tensor, "*b m d"], keys: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b m n"]:
     """Inner products, never in the half precision of autocast."""
     with torch.autocast(queries.device.type, enabled=False):
         return queries @ keys.mT
@@ -202,7 +206,7 @@ def two_view_terms(
         $s$ and $u$, first views first.
     """
     positive("temperature", temperature)
-    first, second = map(unit, paired(first, second))
+    first, second = map(unit, paired(first, second, ("first", "second")))
     views = torch.cat([first, second])
     n = len(first)
 
@@ -256,7 +260,7 @@ def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], *, powe
         Wang and Isola (2020), arXiv:2005.10242, sec. 4.1.
     """
     positive("power", power)
-    first, second = map(unit, paired(first, second))
+    first, second = map(unit, paired(first, second, ("first", "second")))
     squares = (first - second).square().sum(-1)
     if power != 2:
         # The root has no slope at 0, where both views coincide.
@@ -280,7 +284,7 @@ def uniformity(embeddings: Float[Tensor, "n d"], *, scale: float = 2.0, rows: in
         Wang and Isola (2020), arXiv:2005.10242, sec. 4.1.
     """
     positive("scale", scale)
-    embeddings, _ = paired(embeddings, embeddings)
+    embeddings, _ = paired(embeddings, embeddings, ("embeddings", "embeddings"))
     n = len(embeddings)
     if n < 2:
         raise ValueError(f"embeddings: expected at least two rows, got {n}")
@@ -316,7 +320,7 @@ def vic_reg(
     Source:
         Bardes, Ponce and LeCun (2022), arXiv:2105.04906, eq. 6; the half before the variance as in their code.
     """
-    first, second = paired(first, second)
+    first, second = paired(first, second, ("first", "second"))
     n, d = first.shape
     if n < 2:
         raise ValueError(f"first: expected at least two rows, got {n}")

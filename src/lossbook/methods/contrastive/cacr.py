@@ -1,0 +1,298 @@
+"""Zheng et al., Contrastive Attraction and Contrastive Repulsion (2021), arXiv:2105.03746."""
+
+import math
+from itertools import combinations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods.contrastive.common import by_rows, inner_products, unit
+
+__all__ = [
+    "cacr",
+    "cacr_from_cosines",
+    "conditional_weights",
+    "contrastive_attraction",
+    "contrastive_repulsion",
+    "rbf_repulsion",
+]
+
+Scale = float | Float[Tensor, ""]
+
+
+def conditional_weights(costs: Float[Tensor, "*n k"], *, scale: Scale) -> Float[Tensor, "*n k"]:
+    r"""How strongly each sample of a group is weighted, given the query.
+
+    $$\pi_k=\frac{e^{t\,c_k}}{\sum_{k'}e^{t\,c_{k'}}}$$
+
+    Positives take $t=t^+>0$: the farther, the heavier. Negatives take $t=-t^-<0$: the closer, the heavier. At $t=0$ all
+    weigh the same.
+
+    Args:
+        costs: squared distances of each query (rows) to its samples; float16 and bfloat16 are computed in float32.
+        scale: $t$, of either sign, a number or a tensor without dimensions.
+
+    Source:
+        Zheng et al. (2021), arXiv:2105.03746, the definition of $\pi^\pm$.
+    """
+    _finite("scale", scale)
+    return torch.softmax(scale * floating("costs", costs), -1)
+
+
+def contrastive_attraction(
+    views: Float[Tensor, "v n d"], *, scale: Scale = 1.0, detach: bool = True, reduction: Reduction = "mean"
+) -> Float[Tensor, "*n"]:
+    r"""Pull of a query towards its positives, stronger to the farther ones.
+
+    $$\mathcal L_{CA}=\mathbb E_z\sum_{k=1}^K\pi_k^+\lVert z-z_k^+\rVert^2,\qquad
+      \pi_k^+\propto e^{t^+\lVert z-z_k^+\rVert^2}$$
+
+    Each of the $v=K+1$ views of a thing is the query once, the other $K$ are its positives. With two views it is
+    plain alignment, whatever the scale.
+
+    Args:
+        views: raw embeddings, at least two views of each of `n` things, normalised inside; float16 and bfloat16 are
+            computed in float32.
+        scale: $t^+\ge0$, a number or a tensor without dimensions; 0 weighs all positives alike.
+        detach: treat the weights as constants in the backward pass. If not, the gradient runs through them, and turns
+            round for positives with a cost below the weighted mean by more than $1/t^+$.
+        reduction: "mean", "sum", or "none" for the `n` losses, each a mean over the queries of one thing.
+
+    Returns:
+        The loss, between 0 (every positive coincides with its query) and 4.
+
+    Raises:
+        ValueError: for shapes, dtypes or a scale other than these.
+
+    Source:
+        Zheng et al. (2021), arXiv:2105.03746; queries as in `small_scale_experiments/losses` of the authors' code,
+        which does not detach.
+    """
+    _nonnegative("scale", scale)
+    views = _checked(views)
+    number = len(views)
+    costs = (views[:, None] - views).square().sum(-1)  # (v, v, n)
+    own = torch.eye(number, dtype=torch.bool, device=views.device)[..., None]
+    weights = torch.softmax((scale * costs).masked_fill(own, -math.inf), 1)
+    if detach:
+        weights = weights.detach()
+    return reduce((weights * costs).sum(1).mean(0), reduction)
+
+
+def contrastive_repulsion(
+    views: Float[Tensor, "v n d"],
+    *,
+    scale: Scale = 2.0,
+    detach: bool = True,
+    symmetric: bool = False,
+    rows: int | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""Push of a query away from its negatives, stronger from the closer ones.
+
+    $$\mathcal L_{CR}=-\mathbb E_z\sum_{k=1}^M\pi_k^-\lVert z-z_k^-\rVert^2,\qquad
+      \pi_k^-\propto e^{-t^-\lVert z-z_k^-\rVert^2}$$
+
+    For every pair of views $a<b$, a query comes from view $a$; its negatives are view $b$ of the other $n-1$ things.
+
+    Args:
+        views: raw embeddings, at least two views of each of at least two things, normalised inside.
+        scale: $t^-\ge0$, a number or a tensor without dimensions; 0 weighs all negatives alike. InfoNCE at temperature
+            $\tau$ weighs its negatives as $t^-=1/(2\tau)$ does. The authors take 0.9 on CIFAR-10, 2 on CIFAR-100 and
+            STL-10.
+        detach: treat the weights as constants in the backward pass. If not, the gradient runs through them, and pulls
+            negatives with a cost above the weighted mean by more than $1/t^-$.
+        symmetric: let view $b$ look for negatives in view $a$ too, and take the mean of both.
+        rows: compute the costs of this many things at a time, so that memory grows like $n$: see `by_rows`.
+        reduction: "mean", "sum", or "none" for the `n` losses, each a mean over the pairs of views.
+
+    Returns:
+        The loss, between -4 and 0. It is negative; that it falls does not say that embeddings spread (two antipodal
+        clusters minimise it at $t^-=0$).
+
+    Raises:
+        ValueError: for shapes, dtypes or a scale other than these.
+
+    Source:
+        Zheng et al. (2021), arXiv:2105.03746; pairs as in `small_scale_experiments/losses` of the authors' code, which
+        does not detach.
+    """
+    _nonnegative("scale", scale)
+
+    def losses(costs, own):
+        weights = torch.softmax((-scale * costs).masked_fill(own, -math.inf), -1)
+        if detach:
+            weights = weights.detach()
+        return -(weights * costs).sum(-1)
+
+    return reduce(_over_pairs(losses, views, symmetric, rows).mean(1), reduction)
+
+
+def cacr(
+    views: Float[Tensor, "v n d"],
+    *,
+    positive_scale: Scale = 1.0,
+    negative_scale: Scale = 2.0,
+    attraction: Scale = 1.0,
+    repulsion: Scale = 1.0,
+    detach: bool = True,
+    symmetric: bool = False,
+    rows: int | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""CACR: positives are compared among themselves, negatives among themselves, and the two costs are contrasted.
+
+    $$\mathcal L=\alpha\,\mathcal L_{CA}+\beta\,\mathcal L_{CR}$$
+
+    Args:
+        views: raw embeddings `(v, n, d)`: $v=K+1$ views of each of `n` things, both at least two; normalised inside.
+        positive_scale: $t^+\ge0$ of `contrastive_attraction`; 0 is the ablation without $\pi^+$.
+        negative_scale: $t^-\ge0$ of `contrastive_repulsion`; 0 is the ablation without $\pi^-$.
+        attraction: the weight $\alpha\ge0$.
+        repulsion: the weight $\beta\ge0$.
+        detach: treat the weights as constants in the backward pass. With two views, $\alpha=\beta$ and this, the
+            gradient is that of $2\tau\alpha$ times the decoupled contrastive loss at $\tau=1/(2t^-)$.
+        symmetric: see `contrastive_repulsion`.
+        rows: see `contrastive_repulsion`.
+        reduction: "mean", "sum", or "none" for the `n` losses.
+
+    Returns:
+        The loss, between $-4\beta$ and $4\alpha$.
+
+    Raises:
+        ValueError: for shapes, dtypes, scales or weights other than these.
+
+    Source:
+        Zheng et al. (2021), arXiv:2105.03746.
+    """
+    _nonnegative("positive_scale", positive_scale)
+    _nonnegative("negative_scale", negative_scale)
+    _nonnegative("attraction", attraction)
+    _nonnegative("repulsion", repulsion)
+    pull = contrastive_attraction(views, scale=positive_scale, detach=detach, reduction="none")
+    push = contrastive_repulsion(
+        views, scale=negative_scale, detach=detach, symmetric=symmetric, rows=rows, reduction="none"
+    )
+    return reduce(attraction * pull + repulsion * push, reduction)
+
+
+def rbf_repulsion(
+    views: Float[Tensor, "v n d"],
+    *,
+    scale: Scale = 2.0,
+    width: float = 2.0,
+    detach: bool = True,
+    symmetric: bool = False,
+    rows: int | None = None,
+) -> Float[Tensor, ""]:
+    r"""Repulsion with the cost $-e^{-\kappa c}$ of a radial basis function in place of $c$, logged.
+
+    $$\log\,\mathbb E_z\sum_{k}\pi_k^-\,e^{-\kappa\lVert z-z_k^-\rVert^2},\qquad
+      \pi_k^-\propto e^{-t^-\lVert z-z_k^-\rVert^2}$$
+
+    The logarithm is that of the mean over queries, one for each pair of views; the result is their mean. At $t^-=0$ it
+    is the uniformity loss between two views.
+
+    Args:
+        views, scale, detach, symmetric, rows: see `contrastive_repulsion`.
+        width: $\kappa>0$.
+
+    Returns:
+        The loss, between $-4\kappa$ and 0; to be weighted and added to `contrastive_attraction`.
+
+    Source:
+        The alternative in `small_scale_experiments/losses` of the code of Zheng et al. (2021), which does not detach.
+    """
+    _nonnegative("scale", scale)
+    positive("width", width)
+
+    def logs(costs, own):
+        exponents = (-scale * costs).masked_fill(own, -math.inf)
+        weights = exponents - torch.logsumexp(exponents, -1, keepdim=True)
+        if detach:
+            weights = weights.detach()
+        return torch.logsumexp(weights - width * costs, -1)
+
+    each = _over_pairs(logs, views, symmetric, rows)
+    return (torch.logsumexp(each, 0) - math.log(len(each))).mean()
+
+
+def cacr_from_cosines(
+    cosines: Float[Tensor, "n n"],
+    *,
+    negative_scale: Scale = 2.0,
+    attraction: Scale = 1.0,
+    repulsion: Scale = 1.0,
+    detach: bool = True,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""CACR with one positive, of a matrix of cosines whose diagonal are the positives.
+
+    $$\ell_i=\alpha\,c_{ii}-\beta\sum_{j\ne i}\pi^-_{ij}c_{ij},\qquad c_{ij}=2-2\cos_{ij}$$
+
+    Args:
+        cosines: of query $i$ and key $j$, float32 or float64, at least two rows.
+        negative_scale, attraction, repulsion, detach, reduction: see `cacr`.
+
+    Source:
+        Zheng et al. (2021), arXiv:2105.03746, $K=1$.
+    """
+    if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or len(cosines) < 2:
+        raise ValueError(f"cosines: expected shape (n, n) with n at least 2, got {tuple(cosines.shape)}")
+    _nonnegative("negative_scale", negative_scale)
+    _nonnegative("attraction", attraction)
+    _nonnegative("repulsion", repulsion)
+    costs = 2 - 2 * cosines
+    own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    weights = torch.softmax((-negative_scale * costs).masked_fill(own, -math.inf), -1)
+    if detach:
+        weights = weights.detach()
+    return reduce(attraction * costs.diagonal() - repulsion * (weights * costs).sum(-1), reduction)
+
+
+def _over_pairs(losses, views: Float[Tensor, "v n d"], symmetric: bool, rows: int | None) -> Float[Tensor, "n p"]:
+    """`losses(costs (p, m, n), own)` of each thing and pair of views, this many things at a time."""
+    views = _checked(views)
+    number, n, _ = views.shape
+    if n < 2:
+        raise ValueError(f"views: expected at least two things, each other's negatives, got {n}")
+    pairs = list(combinations(range(number), 2))
+    if symmetric:
+        pairs += [(b, a) for a, b in pairs]
+    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    keys, width = views[second], views.shape[-1]
+
+    def block(some, index):
+        queries = some.unflatten(1, (number, width)).movedim(1, 0)
+        own = index[:, None] == torch.arange(n, device=index.device)
+        return losses(2 - 2 * inner_products(queries[first], keys), own).mT
+
+    # A row holds all views of one thing.
+    return by_rows(block, views.movedim(0, 1).flatten(1), rows)
+
+
+def _checked(views: Float[Tensor, "v n d"]) -> Float[Tensor, "v n d"]:
+    """Unit embeddings in at least float32; ValueError if there are no two views, or nothing in them."""
+    views = floating("views", views)
+    if views.ndim != 3 or views.shape[0] < 2 or 0 in views.shape:
+        raise ValueError(
+            f"views: expected shape (v, n, d) with v at least 2, n and d at least 1, got {tuple(views.shape)}"
+        )
+    return unit(views)
+
+
+def _finite(name: str, value: object) -> None:
+    """ValueError unless the number is finite; of a tensor only dtype and shape are checked."""
+    if isinstance(value, Tensor):
+        positive(name, value)
+    elif not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
+
+
+def _nonnegative(name: str, value: object) -> None:
+    """ValueError unless the number is finite and at least 0; of a tensor only dtype and shape are checked."""
+    _finite(name, value)
+    if not isinstance(value, Tensor) and value < 0:
+        raise ValueError(f"{name}: expected a number of at least 0, got {value}")

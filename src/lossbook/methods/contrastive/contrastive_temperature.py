@@ -1,0 +1,259 @@
+"""Wang and Liu, Understanding the Behaviour of Contrastive Loss (2020), arXiv:2012.09740."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods.contrastive.common import by_rows, inner_products, paired, unit
+
+__all__ = ["hard_info_nce", "relative_penalties", "simple_contrastive", "tolerance"]
+
+
+def hard_info_nce(
+    queries: Float[Tensor, "n d"],
+    keys: Float[Tensor, "m d"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.7,
+    share: float = 0.0819,
+    positives: Int[Tensor, " n"] | None = None,
+    rows: int | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""InfoNCE over the hardest negatives of each query, those most similar to it.
+
+    $$\ell_i=-\log\frac{e^{s_{ii}/\tau}}{e^{s_{ii}/\tau}+\sum_{k\ne i,\,s_{ik}\ge s_\alpha^{(i)}}e^{s_{ik}/\tau}}$$
+
+    with cosines $s$ and $s_\alpha^{(i)}$ the $\lceil\alpha(m-1)\rfloor$-th largest of the $m-1$ negatives of query $i$.
+    Negatives that tie with it are all kept, as the formula says, so the loss jumps where a negative comes to tie;
+    elsewhere it is differentiable, with gradient 0 by what is left out. With `share=1` it is InfoNCE.
+
+    Args:
+        queries: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
+        keys: the candidates `(m, d)`: the other views of the batch, or a memory of all pictures.
+        temperature: $\tau>0$, a number or a tensor without dimensions. The paper tries 0.07 to 1; its Table 1 is best
+            at 0.7 on CIFAR.
+        share: $\alpha$ in $(0,1]$, the share of the negatives that is kept, at least one. The paper: 0.0819 on CIFAR
+            (4,095 of a memory of 50,000), 0.0315 on SVHN, 0.034 on ImageNet-100.
+        positives: row of `keys` that is the positive of each query; by default query $i$ has key $i$, and $m=n$.
+        rows: compute the similarities of this many queries at a time: see `by_rows`.
+        reduction: "mean", "sum", or "none" for the `n` losses.
+
+    Returns:
+        The loss, at least 0 and at most InfoNCE; 0 if there are no negatives.
+
+    Raises:
+        ValueError: for shapes, dtypes, a temperature or a share other than these.
+
+    Source:
+        Wang and Liu (2020), arXiv:2012.09740, `share=1` is its eq. 1.
+    """
+    positive("temperature", temperature)
+    _check_share(share)
+    queries, keys, positives = _candidates(queries, keys, positives)
+
+    def losses(some, index):
+        return _hard(inner_products(some, keys), positives[index], temperature, share)
+
+    return reduce(by_rows(losses, queries, rows), reduction)
+
+
+def hard_info_nce_from_cosines(
+    cosines: Float[Tensor, "n n"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.7,
+    share: float = 0.0819,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    """As `hard_info_nce`, of a matrix of cosines with the positives on its diagonal."""
+    return reduce(_hard(cosines, _diagonal(cosines), temperature, share), reduction)
+
+
+def simple_contrastive(
+    queries: Float[Tensor, "n d"],
+    keys: Float[Tensor, "m d"],
+    *,
+    weight: float | Float[Tensor, ""] | None = None,
+    share: float = 1.0,
+    positives: Int[Tensor, " n"] | None = None,
+    rows: int | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""Pull on the positive and the same push on every negative, hard or easy.
+
+    $$\ell_i=-s_{ii}+\lambda\sum_{j\ne i}s_{ij}$$
+
+    It is InfoNCE for $\tau\to\infty$ if $\lambda=1/(m-1)$. With a `share` below 1 the sum keeps the hardest negatives
+    only, the paper's "HardSimple".
+
+    Args:
+        queries: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
+        keys: the candidates `(m, d)`.
+        weight: $\lambda>0$. None, the default, is one over the number of negatives kept, so that pull and push balance.
+        share: $\alpha$ in $(0,1]$, the share of the negatives that is kept: see `hard_info_nce`.
+        positives: row of `keys` that is the positive of each query; by default query $i$ has key $i$, and $m=n$.
+        rows: compute the similarities of this many queries at a time: see `by_rows`.
+        reduction: "mean", "sum", or "none" for the `n` losses.
+
+    Returns:
+        The loss, between -2 and 2 with the default weight.
+
+    Raises:
+        ValueError: for shapes, dtypes, a weight or a share other than these.
+
+    Source:
+        Wang and Liu (2020), arXiv:2012.09740, eq. 2. The default weight is that of the limit.
+    """
+    if weight is not None:
+        positive("weight", weight)
+    _check_share(share)
+    queries, keys, positives = _candidates(queries, keys, positives)
+
+    def losses(some, index):
+        return _simple(inner_products(some, keys), positives[index], weight, share)
+
+    return reduce(by_rows(losses, queries, rows), reduction)
+
+
+def simple_contrastive_from_cosines(
+    cosines: Float[Tensor, "n n"],
+    *,
+    weight: float | Float[Tensor, ""] | None = None,
+    share: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    """As `simple_contrastive`, of a matrix of cosines with the positives on its diagonal."""
+    return reduce(_simple(cosines, _diagonal(cosines), weight, share), reduction)
+
+
+def relative_penalties(
+    similarities: Float[Tensor, "n n"], *, temperature: float | Float[Tensor, ""] = 0.1
+) -> Float[Tensor, "n n"]:
+    r"""How InfoNCE shares its push among the negatives: a Boltzmann law in similarity.
+
+    $$r_i(s_{ij})=\frac{\lvert\partial\ell_i/\partial s_{ij}\rvert}{\lvert\partial\ell_i/\partial s_{ii}\rvert}
+      =\frac{e^{s_{ij}/\tau}}{\sum_{k\ne i}e^{s_{ik}/\tau}}$$
+
+    Args:
+        similarities: positives on the diagonal, at least two rows.
+        temperature: $\tau>0$.
+
+    Returns:
+        The penalties, 0 on the diagonal; each row sums to 1.
+
+    Raises:
+        ValueError: for shapes, dtypes or a temperature other than these.
+
+    Source:
+        Wang and Liu (2020), arXiv:2012.09740, eq. 5.
+    """
+    positive("temperature", temperature)
+    similarities = floating("similarities", similarities)
+    if similarities.ndim != 2 or similarities.shape[0] != similarities.shape[1] or len(similarities) < 2:
+        raise ValueError(f"similarities: expected shape (n, n) with n at least 2, got {tuple(similarities.shape)}")
+    own = torch.eye(len(similarities), dtype=torch.bool, device=similarities.device)
+    return torch.softmax((similarities / temperature).masked_fill(own, -math.inf), 1)
+
+
+def tolerance(
+    embeddings: Float[Tensor, "n d"], targets: Int[Tensor, " n"], *, joint: bool = False, rows: int | None = None
+) -> Float[Tensor, ""]:
+    r"""Mean cosine of two things of the same class: how far an embedding tolerates what belongs together.
+
+    $$T=\mathbb E_{i\ne j}\bigl[\cos(x_i,x_j)\,\big|\,l_i=l_j\bigr]$$
+
+    Args:
+        embeddings: raw, normalised inside.
+        targets: the class of each row.
+        joint: read the paper's eq. 11 to the letter, $\mathbb E[\cos(x_i,x_j)\,\mathbb 1_{l_i=l_j}]$ over all pairs.
+            That is at most the share of pairs of one class, which the values in its Table 1 exceed.
+        rows: compute the cosines of this many rows at a time: see `by_rows`.
+
+    Returns:
+        A number between $-1$ and $1$; not a number if no two rows have the same class (0 if `joint`).
+
+    Raises:
+        ValueError: for shapes or dtypes other than these.
+
+    Source:
+        Wang and Liu (2020), arXiv:2012.09740, eq. 11.
+    """
+    embeddings = _matrix("embeddings", embeddings)
+    n = len(embeddings)
+    if n < 2:
+        raise ValueError(f"embeddings: expected at least two rows, got {n}")
+    _check_index("targets", targets, n)
+    embeddings = unit(embeddings)
+
+    def sums(some, index):
+        same = (targets[index][:, None] == targets) & (index[:, None] != torch.arange(n, device=index.device))
+        return torch.stack([(inner_products(some, embeddings) * same).sum(1), same.sum(1).to(some.dtype)], 1)
+
+    total, pairs = by_rows(sums, embeddings, rows).sum(0).unbind()
+    return total / (n * (n - 1) if joint else pairs)
+
+
+def hardest(similarities: Float[Tensor, "n m"], positives: Int[Tensor, " n"], share: float) -> Bool[Tensor, "n m"]:
+    """Which entries are among the upper share of the negatives in their row, with all that tie; never the positive."""
+    own = positives[:, None] == torch.arange(similarities.shape[1], device=similarities.device)
+    if share == 1:
+        return ~own
+    negatives = similarities.detach().masked_fill(own, -math.inf)
+    kept = max(1, round(share * (similarities.shape[1] - 1)))
+    return (negatives >= negatives.topk(kept, 1).values[:, -1:]) & ~own
+
+
+def _hard(cosines, positives, temperature, share):
+    logits = cosines / temperature
+    pull = logits.gather(1, positives[:, None])[:, 0]
+    if share < 1:
+        kept = hardest(cosines, positives, share).scatter(1, positives[:, None], True)
+        logits = logits.masked_fill(~kept, -math.inf)
+    return torch.logsumexp(logits, 1) - pull
+
+
+def _simple(cosines, positives, weight, share):
+    pull = cosines.gather(1, positives[:, None])[:, 0]
+    kept = hardest(cosines, positives, share)
+    push = (cosines * kept).sum(1)
+    return (push / kept.sum(1).clamp(min=1) if weight is None else weight * push) - pull
+
+
+def _diagonal(cosines):
+    return torch.arange(len(cosines), device=cosines.device)
+
+
+def _matrix(name, value):
+    value = floating(name, value)
+    if value.ndim != 2 or 0 in value.shape:
+        raise ValueError(f"{name}: expected shape (n, d) with n and d at least 1, got {tuple(value.shape)}")
+    return value
+
+
+def _candidates(queries, keys, positives):
+    """Unit queries and keys, and the row of each query's positive."""
+    if positives is None:
+        queries, keys = paired(queries, keys)
+        return unit(queries), unit(keys), _diagonal(queries)
+    if _matrix("queries", queries).shape[1] != _matrix("keys", keys).shape[1] or queries.dtype != keys.dtype:
+        raise ValueError(
+            f"keys: expected {queries.shape[1]} columns of {queries.dtype} as in queries, "
+            f"got {keys.shape[1]} of {keys.dtype}"
+        )
+    _check_index("positives", positives, len(queries))
+    return unit(_matrix("queries", queries)), unit(_matrix("keys", keys)), positives
+
+
+def _check_index(name, value, n):
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.shape != (n,):
+        got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected whole numbers of shape ({n},), got {got}")
+
+
+def _check_share(share):
+    if not isinstance(share, (int, float)) or isinstance(share, bool):
+        raise ValueError(f"share: expected a number, got {type(share).__name__}")
+    if not 0 < share <= 1:
+        raise ValueError(f"share: expected a number above 0 and at most 1, got {share}")

@@ -1,0 +1,143 @@
+"""Yeh et al., Decoupled Contrastive Learning (2021), arXiv:2110.06848."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lossbook.methods._validate import Reduction, positive, reduce
+from lossbook.methods.contrastive.common import paired, two_view_terms, unit
+
+__all__ = ["decoupled_contrastive", "decoupled_contrastive_weighted", "negative_von_mises_fisher_weights"]
+
+
+def decoupled_contrastive(
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "n d"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.1,
+    symmetric: bool = True,
+    rows: int | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*m"]:
+    r"""DCL: NT-Xent without the positive in the denominator.
+
+    $$\ell_a=-\frac{\cos(z_a,z_{a'})}{\tau}+\log\sum_{b\ne a,a'}\exp\frac{\cos(z_a,z_b)}{\tau}$$
+
+    with $a'$ the other view of the same thing; the sum has $2n-2$ terms. NT-Xent is $\operatorname{softplus}(\ell_a)$,
+    and its gradient that of $\ell_a$ times $\operatorname{sigmoid}(\ell_a)$. The loss may be negative.
+
+    Args:
+        first, second: raw embeddings of both views `(n, d)`, n at least 2, normalised inside; float16 and bfloat16 are
+            computed in float32.
+        temperature: $\tau>0$, a number, or a tensor without dimensions (to learn it, or to map over it).
+        symmetric: False for first views as anchors only, as in code that adds the two directions itself.
+        rows: compute the similarities of this many views at a time, so that memory grows like $n$: see `by_rows`.
+        reduction: "mean", "sum", or "none" for the `2n` losses, first views first (`n` if not symmetric).
+
+    Returns:
+        The loss; each term is at least $-2/\tau+\log(2n-2)$.
+
+    Raises:
+        ValueError: for shapes, dtypes or a temperature other than these.
+
+    Source:
+        Yeh et al. (2021), arXiv:2110.06848, the loss $L_{DC}$.
+    """
+    pull, push = _terms(first, second, temperature, rows)
+    return _gather(push - pull, symmetric, reduction)
+
+
+def decoupled_contrastive_weighted(
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "n d"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.1,
+    sigma: float | Float[Tensor, ""] = 0.5,
+    detach_weights: bool = True,
+    symmetric: bool = True,
+    rows: int | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*m"]:
+    r"""DCLW: DCL whose pull is weighted, less for pairs that agree already.
+
+    $$\ell_a=-w_i\frac{\cos(z_a,z_{a'})}{\tau}+\log\sum_{b\ne a,a'}\exp\frac{\cos(z_a,z_b)}{\tau}$$
+
+    with $w_i$ the weight of the thing that $a$ shows: see `negative_von_mises_fisher_weights`.
+
+    Args:
+        first, second: raw embeddings of both views `(n, d)`, n at least 2, normalised inside.
+        temperature: $\tau>0$.
+        sigma: $\sigma>0$, the temperature of the weights.
+        detach_weights: hold the weights constant in the backward pass, as lightly does; False lets the gradient through
+            them, as other public code does. The value is the same.
+        symmetric, rows, reduction: as in `decoupled_contrastive`.
+
+    Raises:
+        ValueError: for shapes, dtypes, a temperature or a sigma other than these.
+
+    Source:
+        Yeh et al. (2021), arXiv:2110.06848, the loss $L_{DCW}$.
+    """
+    pull, push = _terms(first, second, temperature, rows)
+    weights = negative_von_mises_fisher_weights(first, second, sigma=sigma)
+    if detach_weights:
+        weights = weights.detach()
+    return _gather(push - weights.repeat(2) * pull, symmetric, reduction)
+
+
+def negative_von_mises_fisher_weights(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], *, sigma: float | Float[Tensor, ""] = 0.5
+) -> Float[Tensor, " n"]:
+    r"""Weights of the pull in DCLW: mean 1, small for pairs that agree more than the rest of the batch.
+
+    $$w_i=2-\frac{e^{c_i/\sigma}}{\frac1n\sum_je^{c_j/\sigma}},\qquad c_i=\cos(x_i,y_i)$$
+
+    A weight is below 2, and negative for a pair that agrees much more than the others.
+
+    Args:
+        first, second: raw embeddings of both views, normalised inside.
+        sigma: $\sigma>0$; the larger, the nearer are all weights to 1.
+
+    Source:
+        Yeh et al. (2021), arXiv:2110.06848.
+    """
+    positive("sigma", sigma)
+    first, second = map(unit, paired(first, second, ("first", "second")))
+    agreement = (first * second).sum(-1)
+    return 2 - len(first) * torch.softmax(agreement / sigma, 0)
+
+
+def decoupled_contrastive_from_cosines(
+    cosines: Float[Tensor, "n n"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.1,
+    sigma: float | Float[Tensor, ""] | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""The same from a matrix of cosines alone: rows look for the positive, on the diagonal, among columns.
+
+    $$\ell_i=-w_i\frac{c_{ii}}\tau+\log\sum_{j\ne i}\exp\frac{c_{ij}}\tau$$
+
+    Negatives are then those of the other view. `sigma` None for DCL, $w_i=1$; else DCLW with weights held constant.
+    """
+    positive("temperature", temperature)
+    if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or len(cosines) < 2:
+        raise ValueError(f"cosines: expected shape (n, n) with n at least 2, got {tuple(cosines.shape)}")
+    positives = cosines.diagonal()
+    weights = 1 if sigma is None else 2 - len(cosines) * torch.softmax(positives.detach() / sigma, 0)
+    own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
+    push = torch.logsumexp((cosines / temperature).masked_fill(own, -math.inf), 1)
+    return reduce(push - weights * positives / temperature, reduction)
+
+
+def _terms(first, second, temperature, rows):
+    """Pull and push of each view; without a second picture there is nothing to push."""
+    if isinstance(first, Tensor) and first.ndim and len(first) == 1:
+        raise ValueError("first: expected at least two rows, as there are no negatives otherwise, got 1")
+    return two_view_terms(first, second, temperature=temperature, rows=rows)
+
+
+def _gather(losses, symmetric, reduction):
+    return reduce(losses if symmetric else losses[: len(losses) // 2], reduction)

@@ -1,0 +1,320 @@
+"""Gu et al., UniME-V2: MLLM-as-a-Judge for Universal Multimodal Embedding Learning (2025), arXiv:2510.13515."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods.contrastive.common import unit
+
+__all__ = [
+    "MinedNegatives",
+    "judge_alignment",
+    "judge_alignment_from_cosines",
+    "judge_score",
+    "potential_negatives",
+    "reranker_loss",
+    "select_negatives",
+]
+
+Divergence = Literal["symmetric", "target", "model"]
+
+
+class MinedNegatives(NamedTuple):
+    """Negatives chosen for each query.
+
+    Attributes:
+        positions: which of the query's candidates, `(n, count)`; some several times where few were left.
+        scores: the judge's scores of these, or the fallback score.
+        kept: how many candidates passed the filter, `(n,)`. Where it is 0 the negatives are random.
+    """
+
+    positions: Int[Tensor, "n count"]
+    scores: Float[Tensor, "n count"]
+    kept: Int[Tensor, " n"]
+
+
+def judge_score(yes: Float[Tensor, "*shape"], no: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    r"""The judge's score: the probability of "Yes" among the two answers.
+
+    $$s=\frac{e^y}{e^y+e^n}=\operatorname{sigmoid}(y-n)$$
+
+    Args:
+        yes: logits $y$ of "Yes"; float16 and bfloat16 are computed in float32.
+        no: logits $n$ of "No", of the same shape.
+
+    Raises:
+        ValueError: for shapes or dtypes other than these.
+
+    Source:
+        arXiv:2510.13515, sec. "MLLM-as-a-Judge for hard negatives mining".
+    """
+    yes, no = _alike("yes", yes, "no", no)
+    return torch.sigmoid(yes - no)
+
+
+def potential_negatives(
+    similarities: Float[Tensor, "n m"], targets: Int[Tensor, " n"], *, size: int = 50, limit: float | None = None
+) -> Int[Tensor, "n size"]:
+    r"""The most similar candidates of each query, most similar first, without its target: the set $\Omega_p$.
+
+    Args:
+        similarities: of each query with each candidate, by an embedder trained before.
+        targets: which candidate is the query's target.
+        size: how many to take, at most $m-1$.
+        limit: $\delta$; candidates at least as similar are passed over, and come last if too few are left.
+            None, our default, for no limit: the paper's is not known to us.
+
+    Raises:
+        ValueError: for shapes, dtypes or a size other than these.
+
+    Source:
+        arXiv:2510.13515, sec. "MLLM-as-a-Judge for hard negatives mining".
+    """
+    similarities = _matrix("similarities", similarities)
+    n, m = similarities.shape
+    _whole("targets", targets, (n,))
+    _count("size", size, m - 1)
+    own = targets[:, None] == torch.arange(m, device=similarities.device)
+    ranked = similarities
+    if limit is not None:
+        # Below every candidate within the limit, in the order that they had.
+        low = similarities.amin(1, keepdim=True) - similarities.amax(1, keepdim=True) - 1
+        ranked = torch.where(similarities < limit, similarities, similarities + low)
+    return ranked.masked_fill(own, -math.inf).topk(size, dim=1).indices
+
+
+def select_negatives(
+    scores: Float[Tensor, "n m"],
+    target_scores: Float[Tensor, " n"],
+    *,
+    beta: float = 0.01,
+    count: int = 10,
+    stride: int = 5,
+    fallback_score: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> MinedNegatives:
+    r"""Drop what the judge takes for a match, and spread the choice over what is left.
+
+    Candidate $c$ of query $q$ with target $c_t$ is a false negative, and dropped, if
+
+    $$s_{q,c}>\alpha_q=s_{q,c_t}-\beta .$$
+
+    Of the rest, in their order, every `stride`-th is taken: positions 0, 5, 10, ..., then 1, 6, 11, ..., and so on;
+    where fewer than `count` are left they are taken again from the start. Where none is left, `count` random
+    candidates are taken and given the fallback score.
+
+    Args:
+        scores: the judge's scores of each query's candidates, most similar first.
+        target_scores: those of the targets.
+        beta: $\beta$; the larger, the more is dropped.
+        count: how many negatives, at most $m$.
+        stride: distance between the ranks taken in one pass.
+        fallback_score: of random negatives. The paper's 1.0 makes them at least as good as the target; see the page.
+        generator: draws the random negatives.
+
+    Raises:
+        ValueError: for shapes, dtypes or hyperparameters other than these.
+
+    Source:
+        arXiv:2510.13515, sec. "MLLM-as-a-Judge for hard negatives mining". How the passes go on after the first is
+        our reading of "cyclically". The official training uses the first 8 of the 10.
+    """
+    scores = _matrix("scores", scores)
+    n, m = scores.shape
+    target_scores = floating("target_scores", target_scores)
+    if target_scores.shape != (n,):
+        raise ValueError(f"target_scores: expected shape ({n},), got {tuple(target_scores.shape)}")
+    _number("beta", beta)
+    _number("fallback_score", fallback_score)
+    _count("count", count, m)
+    _count("stride", stride)
+    keep = scores <= target_scores[:, None] - beta
+    kept = keep.sum(1)
+    rank = keep.cumsum(1) - 1
+    # By pass first, then by rank; what was dropped comes last.
+    order = torch.where(keep, (rank % stride) * m + torch.div(rank, stride, rounding_mode="floor"), m * stride)
+    chosen = order.argsort(dim=1, stable=True)
+    turn = torch.arange(count, device=scores.device) % kept.clamp(min=1)[:, None]
+    chosen = chosen.take_along_dim(turn, 1)
+    drawn = torch.rand(n, m, generator=generator, device=scores.device).argsort(1)[:, :count]
+    none = (kept == 0)[:, None]
+    positions = torch.where(none, drawn, chosen)
+    return MinedNegatives(positions, torch.where(none, fallback_score, scores.take_along_dim(positions, 1)), kept)
+
+
+def judge_alignment_from_cosines(
+    cosines: Float[Tensor, "n m"],
+    scores: Float[Tensor, "n m"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.02,
+    divergence: Divergence = "symmetric",
+    epsilon: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""Half the sum of both Kullback-Leibler divergences between the model's and the judge's softmax over a list.
+
+    $$\ell=\tfrac12\bigl[\mathrm{KL}(P\|Q)+\mathrm{KL}(Q\|P)\bigr],\qquad
+      P=\operatorname{softmax}(u/\tau),\quad Q=\operatorname{softmax}(s/\tau)$$
+
+    It is zero where cosines and scores differ by a constant, and has no upper bound. (The paper speaks of the
+    Jensen-Shannon divergence; this is half of Jeffreys'.)
+
+    Args:
+        cosines: $u$, of each query (row) with the candidates of its own list; float16 and bfloat16 are computed in
+            float32.
+        scores: the judge's $s$ of the same.
+        temperature: $\tau>0$ of both softmaxes.
+        divergence: "symmetric" as in the paper; "target" for $\mathrm{KL}(Q\|P)$ alone, cross-entropy with soft
+            targets less their entropy; "model" for $\mathrm{KL}(P\|Q)$ alone.
+        epsilon: added to the probability inside the second logarithm of each divergence; the official code has
+            $10^{-8}$. The loss then no longer sees scores more than $\tau\log(1/\epsilon)$ below the best, and can be
+            slightly negative.
+        reduction: "mean", "sum", or "none" for the `n` losses.
+
+    Raises:
+        ValueError: for shapes, dtypes or hyperparameters other than these.
+
+    Source:
+        arXiv:2510.13515, sec. "MLLM judgment based training framework"; official code, Embedding/src/loss.py.
+    """
+    cosines = _matrix("cosines", cosines)
+    cosines, scores = _alike("cosines", cosines, "scores", scores)
+    positive("temperature", temperature)
+    _number("epsilon", epsilon)
+    if epsilon < 0:
+        raise ValueError(f"epsilon: expected a number of at least 0, got {epsilon}")
+    if divergence not in ("symmetric", "target", "model"):
+        raise ValueError(f'divergence: expected "symmetric", "target" or "model", got {divergence!r}')
+    log_p, log_q = (F.log_softmax(values / temperature, dim=1) for values in (cosines, scores))
+
+    def kl(log_first, log_second):
+        if epsilon:
+            log_second = torch.logaddexp(log_second, log_second.new_full((), math.log(epsilon)))
+        return (log_first.exp() * (log_first - log_second)).sum(1)
+
+    if divergence == "target":
+        losses = kl(log_q, log_p)
+    elif divergence == "model":
+        losses = kl(log_p, log_q)
+    else:
+        losses = (kl(log_p, log_q) + kl(log_q, log_p)) / 2
+    return reduce(losses, reduction)
+
+
+def judge_alignment(
+    queries: Float[Tensor, "n d"],
+    candidates: Float[Tensor, "n m d"],
+    scores: Float[Tensor, "n m"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.02,
+    divergence: Divergence = "symmetric",
+    epsilon: float = 0.0,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""The embedding loss of UniME-V2: cosines with a query's own candidates follow the judge's scores.
+
+    $$\mathcal L=\frac1N\sum_i\tfrac12\bigl[\mathrm{KL}(P_i\|Q_i)+\mathrm{KL}(Q_i\|P_i)\bigr],\qquad
+      P_{ij}\propto e^{\cos(q_i,c_{ij})/\tau},\quad Q_{ij}\propto e^{s_{ij}/\tau}$$
+
+    Only the $m=k+1$ candidates of the query's own list enter, its target and $k$ mined negatives; others do not.
+    Their order has no meaning.
+
+    Args:
+        queries: raw embeddings, normalised inside; float16 and bfloat16 are computed in float32.
+        candidates: raw embeddings of each query's list.
+        scores: the judge's scores of the same, in $(0,1)$.
+        temperature, divergence, epsilon, reduction: see `judge_alignment_from_cosines`.
+
+    Returns:
+        The loss, at least 0 unless `epsilon` is positive.
+
+    Raises:
+        ValueError: for shapes, dtypes or hyperparameters other than these.
+
+    Source:
+        arXiv:2510.13515, sec. "MLLM judgment based training framework".
+    """
+    queries = _matrix("queries", queries)
+    candidates = floating("candidates", candidates)
+    n, d = queries.shape
+    if candidates.ndim != 3 or candidates.shape[::2] != (n, d) or 0 in candidates.shape:
+        raise ValueError(f"candidates: expected shape ({n}, m, {d}) with m at least 1, got {tuple(candidates.shape)}")
+    with torch.autocast(queries.device.type, enabled=False):
+        cosines = (unit(queries)[:, None] * unit(candidates)).sum(-1)
+    return judge_alignment_from_cosines(
+        cosines, scores, temperature=temperature, divergence=divergence, epsilon=epsilon, reduction=reduction
+    )
+
+
+def reranker_loss(
+    target_log_odds: Float[Tensor, " n"],
+    negative_log_odds: Float[Tensor, " n"],
+    position_logits: Float[Tensor, "n m"],
+    positions: Int[Tensor, " n"],
+    *,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""The reranker's loss: answer Yes for the target, No for the hardest negative, and name the target in a list.
+
+    $$\ell=\log(1+e^{-z_t})+\log(1+e^{z_h})-\log\frac{e^{r_t}}{\sum_j e^{r_j}}$$
+
+    Args:
+        target_log_odds: $z_t=y-n$, the logit of "Yes" less that of "No", for query and target.
+        negative_log_odds: $z_h$, the same for query and hardest negative.
+        position_logits: $r$, one for each place of the shuffled list.
+        positions: the target's place.
+        reduction: "mean", "sum", or "none" for the `n` losses.
+
+    Raises:
+        ValueError: for shapes or dtypes other than these.
+
+    Source:
+        arXiv:2510.13515, sec. "UniME-V2-Reranker".
+    """
+    target, negative = _alike("target_log_odds", target_log_odds, "negative_log_odds", negative_log_odds)
+    if target.ndim != 1 or not len(target):
+        raise ValueError(f"target_log_odds: expected shape (n,) with n at least 1, got {tuple(target.shape)}")
+    logits = _matrix("position_logits", position_logits)
+    if len(logits) != len(target):
+        raise ValueError(f"position_logits: expected {len(target)} rows, got {len(logits)}")
+    _whole("positions", positions, (len(target),))
+    pair = F.softplus(-target) + F.softplus(negative)
+    listed = torch.logsumexp(logits, 1) - logits.gather(1, positions[:, None])[:, 0]
+    return reduce(pair + listed, reduction)
+
+
+def _matrix(name: str, value: object) -> Tensor:
+    tensor = floating(name, value)
+    if tensor.ndim != 2 or 0 in tensor.shape:
+        raise ValueError(f"{name}: expected a matrix with at least one row and one column, got {tuple(tensor.shape)}")
+    return tensor
+
+
+def _alike(name: str, value: object, other: str, second: object) -> tuple[Tensor, Tensor]:
+    value, second = floating(name, value), floating(other, second)
+    if second.shape != value.shape:
+        raise ValueError(f"{other}: expected the shape of {name}, {tuple(value.shape)}, got {tuple(second.shape)}")
+    return value, second
+
+
+def _whole(name: str, value: object, shape: tuple[int, ...]) -> None:
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.shape != shape:
+        got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{name}: expected whole numbers of shape {shape}, got {got}")
+
+
+def _count(name: str, value: object, most: int | None = None) -> None:
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < 1 or (most is not None and value > most):
+        limits = "at least 1" if most is None else f"from 1 to {most}"
+        raise ValueError(f"{name}: expected a whole number {limits}, got {value!r}")
+
+
+def _number(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value!r}")
