@@ -31,8 +31,9 @@ def assemble(project: Project, notebooks: Mapping[Paper, NotebookNode], folder: 
     pages = model.pages(notebooks)
     front.write(project, pages, folder)
     model.write_figures(pages, folder)
+    public = reference.public(project)
     for page in pages:
-        paper.write(project, page, pages, folder)
+        paper.write(project, page, pages, public, folder)
     # Other pages may link to them.
     for missing in project.papers.values():
         if missing not in notebooks:

@@ -4,7 +4,7 @@ import copy
 import re
 import shlex
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
 from html import escape
 from pathlib import Path
@@ -26,11 +26,11 @@ from lossbook.press.project import Paper, Project
 SOURCE = "lossbook-source"
 
 
-def write(project: Project, page: Page, others: Sequence[Page], folder: Path) -> None:
-    """Write the page and what can be downloaded from it."""
+def write(project: Project, page: Page, others: Sequence[Page], public: Container[str], folder: Path) -> None:
+    """Write the page and what can be downloaded from it; `public` are the names that the reference describes."""
     path = folder / f"{page.paper.page}.ipynb"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(nbformat.writes(made(project, page, others)), encoding="utf-8")
+    path.write_text(nbformat.writes(made(project, page, others, public)), encoding="utf-8")
     downloads = folder / EXTRA / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     shutil.copy(page.paper.script, downloads)
@@ -51,12 +51,12 @@ def write_placeholder(paper: Paper, folder: Path) -> None:
     path.write_text(nbformat.writes(runs.numbered(new_notebook(cells=[new_markdown_cell(text)]))), encoding="utf-8")
 
 
-def made(project: Project, page: Page, others: Sequence[Page]) -> NotebookNode:
+def made(project: Project, page: Page, others: Sequence[Page], public: Container[str]) -> NotebookNode:
     """A copy of the executed notebook, with verdicts under the title, and the run and its relatives at the end."""
     notebook = copy.deepcopy(page.notebook)
     _strip(notebook)
     _place_figures(page, notebook)
-    notebook.cells = [cell for each in notebook.cells for cell in _fold_source(each)]
+    notebook.cells = [cell for each in notebook.cells for cell in _fold_source(each, public)]
     first = next((i for i, cell in enumerate(notebook.cells) if cell.cell_type == "markdown"), None)
     rest = ""
     if first is not None:
@@ -74,7 +74,7 @@ def made(project: Project, page: Page, others: Sequence[Page]) -> NotebookNode:
     closing = [
         records.section(project, page.paper, page.notebook),
         _run(project, page),
-        _related(page, others),
+        _related(page, others, public),
     ]
     notebook.cells = [
         *(new_markdown_cell(text) for text in opening if text),
@@ -108,7 +108,7 @@ def _place_figures(page: Page, notebook: NotebookNode) -> None:
                 output["data"]["text/html"] = model.IMAGE.sub(place, model.html(output))
 
 
-def _fold_source(cell: NotebookNode) -> list[NotebookNode]:
+def _fold_source(cell: NotebookNode, public: Container[str]) -> list[NotebookNode]:
     """The cell itself, or text that holds the library's source, folded, where the cell shows that."""
     shown = [output for output in cell.get("outputs", []) if SOURCE in output.get("metadata", {})]
     if not shown:
@@ -117,7 +117,7 @@ def _fold_source(cell: NotebookNode) -> list[NotebookNode]:
     for output in shown:
         name = output["metadata"][SOURCE]
         code = "".join(output["data"]["text/plain"])
-        link = f"In the reference: {{py:obj}}`{name}`.\n\n"
+        link = f"In the reference: {{py:obj}}`{name}`.\n\n" if name in public else ""
         texts.append(dropdown(f"Source of `{name.rpartition('.')[2]}`", link + fence(code, "python"), SOURCE))
     return [new_markdown_cell("\n\n".join(texts))]
 
@@ -238,14 +238,19 @@ def _downloads(page: Page) -> str:
     return f"To take away:\n\n<ul class='lossbook-downloads'>{links}</ul>"
 
 
-def _related(page: Page, others: Sequence[Page]) -> str:
+def _related(page: Page, others: Sequence[Page], public: Container[str]) -> str:
     """Papers that use the same functions of the library."""
     found = model.related(page, others)
     if not found:
         return ""
     items = [
-        f"- [{other.heading}](../{other.paper.page}.ipynb) ({other.paper.year}), by way of "
-        + ", ".join(f"{{py:obj}}`{name.rpartition('.')[2]} <{name}>`" for name in shared)
+        f"- [{other.heading}](../{other.paper.page}.ipynb){f' ({year})' if (year := other.paper.year) else ''}, "
+        f"by way of {', '.join(_linked(name, public) for name in shared)}"
         for other, shared in found
     ]
     return "## Related pages\n\nThey use the same functions of the library.\n\n" + "\n".join(items)
+
+
+def _linked(name: str, public: Container[str]) -> str:
+    short = name.rpartition(".")[2]
+    return f"{{py:obj}}`{short} <{name}>`" if name in public else f"`{short}`"

@@ -154,13 +154,11 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
-def anchors(project: Project, names: Iterable[str]) -> dict[str, str]:
-    """Where the site describes these dotted names; those that are not public are left out."""
-    known = {}
-    for module in Library.of(project):
-        for name in module.names:
-            known[name.path] = known[name.home] = f"{module.page}.html#{name.path}"
-    return {name: known[name] for name in names if name in known}
+def public(project: Project) -> frozenset[str]:
+    """The dotted names that the reference describes, by import path and by the module that defines them."""
+    return frozenset(
+        place for module in Library.of(project) for name in module.names for place in (name.path, name.home)
+    )
 
 
 def chapter(project: Project) -> dict[str, Any]:
