@@ -1,0 +1,420 @@
+r"""Logit-DP: private gradients of contrastive losses.
+
+William Kong, Andrés Muñoz Medina and Mónica Ribero, Differentially Private Optimization for Non-Decomposable Objective
+Functions (2023), ICLR 2025, arXiv:2310.03104.
+
+One pair of a batch enters every term of a contrastive loss, so clipping the gradient of each term leaves a
+sensitivity that grows with the batch. Logit-DP clips the gradient of each *similarity* and recombines them with the
+derivatives of the loss by the similarities. The constants here are derived, not quoted: the published one is too small.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jacrev, vmap
+
+from lossbook.methods._validate import floating, positive
+from lossbook.methods.contrastive.common import cosine_similarity, paired, unit
+
+__all__ = [
+    "logit_dp_gradient",
+    "logit_dp_influence",
+    "logit_dp_loss",
+    "logit_dp_sensitivity",
+    "logit_dp_weights",
+    "pair_gradient_norms",
+]
+
+Form = Literal["derived", "published", "code"]
+Route = Literal["auto", "linear", "jacobian"]
+
+
+def logit_dp_sensitivity(
+    n: int | None = None, *, clip: float = 1.0, temperature: float = 1.0, form: Form = "derived"
+) -> float:
+    r"""How far adding or removing one pair can move the sum of clipped gradients: the $C$ to which noise is scaled.
+
+    $$C_n=\frac{2B}{\tau}\,(n-1)E\left[\frac1{1+(n-1)E}+\frac1{E+n-1}\right],\qquad E=e^{2/\tau}$$
+
+    It is attained, so no smaller number will do. It increases with $n$ towards $2B(1+E)/\tau$.
+
+    Args:
+        n: pairs in the larger of both batches, at least 1; None for the supremum over all batches, as Poisson sampling
+            without an upper limit needs.
+        clip: $B>0$, the largest norm of the gradient of a cosine.
+        temperature: $\tau>0$.
+        form: "derived" is the above. The other two are **too small** and here to be looked at: "published" is
+            $2B\bigl[1+\frac{(n-2)E}{E+n-1}\bigr]/\tau$, the paper's Lemma 4.5 for $\tau=1$, as quoted by its reviewers;
+            "code" is $nB\bigl[\frac1n+\min(\frac{2E}{n+E-1},2)\bigr]$, that of the authors' code, which bounds the
+            mean, times $n$.
+
+    Returns:
+        The sensitivity; infinite where a supremum is.
+
+    Raises:
+        ValueError: for numbers out of range or an unknown form.
+
+    Source:
+        Theorem 4.2 with constants of our own derivation; "published": Lemma 4.5; "code": google-research/logit_dp.
+    """
+    positive("clip", clip)
+    positive("temperature", temperature)
+    if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
+        raise ValueError(f"n: expected a positive whole number or None, got {n!r}")
+    # Divided by E, so that small temperatures do not overflow.
+    inverse = math.exp(-2 / temperature)
+    others = math.inf if n is None else float(n - 1)
+
+    def column(others: float, rows: float) -> float:
+        """The number of rows times E / (E + others)."""
+        if math.isinf(others):
+            return 1 / inverse if inverse else math.inf
+        return rows / (1 + others * inverse)
+
+    if form == "derived":
+        own = 1 / (1 + inverse / others) if others else 0.0
+        return 2 * clip / temperature * (own + column(others, others))
+    if form == "published":
+        return 2 * clip / temperature * (1 + column(others, max(0.0, others - 1)))
+    if form == "code":
+        return clip * (1 + min(2 * column(others, others + 1), 2 * (others + 1)))
+    raise ValueError(f'form: expected "derived", "published" or "code", got {form!r}')
+
+
+def logit_dp_influence(
+    cosines: Float[Tensor, "n n"],
+    *,
+    clip: float | Float[Tensor, ""] = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
+) -> Float[Tensor, " n"]:
+    r"""The most that removing each pair can move the sum of clipped gradients, at these cosines.
+
+    $$\Delta_k\le\frac{2B}{\tau}\Bigl[1-p_{kk}+\sum_{i\ne k}p_{ik}\Bigr],\qquad
+      p_{ij}=\frac{e^{c_{ij}/\tau}}{\sum_le^{c_{il}/\tau}}$$
+
+    It depends on the data, so noise must not be scaled to it; `logit_dp_sensitivity` is its maximum.
+
+    Args:
+        cosines: $c_{ij}$, positives on the diagonal.
+        clip: $B>0$.
+        temperature: $\tau>0$.
+
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
+    Source:
+        our derivation.
+    """
+    positive("clip", clip)
+    positive("temperature", temperature)
+    shares = torch.softmax(_square("cosines", cosines) / temperature, 1)
+    own = shares.diagonal()
+    return 2 * clip / temperature * (1 - 2 * own + shares.sum(0))
+
+
+def logit_dp_weights(
+    similarities: Float[Tensor, "n n"],
+    norms: Float[Tensor, "n n"] | None = None,
+    *,
+    clip: float | Float[Tensor, ""] = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
+    members: Bool[Tensor, " n"] | None = None,
+) -> Float[Tensor, "n n"]:
+    r"""What each similarity's gradient is multiplied by in the clipped sum.
+
+    $$\omega_{ij}=\frac{p_{ij}-\delta_{ij}}\tau\,\min\Bigl(1,\frac B{\lVert\nabla_wZ_{ij}\rVert}\Bigr),\qquad
+      p_{ij}=\frac{e^{Z_{ij}/\tau}}{\sum_le^{Z_{il}/\tau}}$$
+
+    The softmax is of the similarities themselves; only their gradients are clipped.
+
+    Args:
+        similarities: $Z_{ij}$ of query $i$ and key $j$, positives on the diagonal.
+        norms: $\lVert\nabla_wZ_{ij}\rVert$, from `pair_gradient_norms`; None to clip nothing.
+        clip: $B>0$.
+        temperature: $\tau>0$.
+        members: which pairs are in the batch; the others, which only fill its shape, have weight 0. None for all.
+
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
+    Source:
+        arXiv:2310.03104, Algorithm 1.
+    """
+    positive("clip", clip)
+    positive("temperature", temperature)
+    logits = _square("similarities", similarities) / temperature
+    n = len(logits)
+    on_diagonal = torch.eye(n, dtype=logits.dtype, device=logits.device)
+    if members is None:
+        weights = torch.softmax(logits, 1) - on_diagonal
+    else:
+        _check_members(members, n)
+        logits = logits.masked_fill(~members, torch.finfo(logits.dtype).min)
+        inside = members[:, None] & members
+        weights = torch.where(inside, torch.softmax(logits, 1) - on_diagonal, 0)
+    weights = weights / temperature
+    if norms is None:
+        return weights
+    if norms.shape != logits.shape:
+        raise ValueError(f"norms: expected the shape of similarities, {tuple(logits.shape)}, got {tuple(norms.shape)}")
+    clip = torch.as_tensor(clip, dtype=logits.dtype, device=logits.device)
+    return weights * (clip / torch.maximum(floating("norms", norms), clip))
+
+
+def logit_dp_loss(
+    queries: Float[Tensor, "n d"],
+    keys: Float[Tensor, "n d"],
+    norms: Float[Tensor, "n n"] | None = None,
+    *,
+    clip: float | Float[Tensor, ""] = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
+    members: Bool[Tensor, " n"] | None = None,
+) -> Float[Tensor, ""]:
+    r"""The sum of InfoNCE losses, with a gradient that is the sum of clipped gradients of similarities.
+
+    $$\mathcal L=\sum_i-\log p_{ii},\qquad \text{backward: }\bar g=\sum_{i,j}\omega_{ij}\,\nabla_wc_{ij}$$
+
+    with the weights of `logit_dp_weights`, held constant. One backward pass therefore gives $\bar g$, and the $n^2$
+    gradients are never there at once. A private step adds noise to it; the value itself is not private.
+
+    Args:
+        queries: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
+        keys: as `queries`; the positive of query $i$ is key $i$.
+        norms, clip, temperature, members: see `logit_dp_weights`.
+
+    Returns:
+        The sum (not the mean: a divisor that depends on the batch is another thing to protect).
+
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
+    Source:
+        arXiv:2310.03104, Algorithm 1; the single backward pass is ours.
+    """
+    cosines = cosine_similarity(*paired(queries, keys))
+    return logit_dp_from_cosines(cosines, norms, clip=clip, temperature=temperature, members=members)
+
+
+def logit_dp_from_cosines(
+    cosines: Float[Tensor, "n n"],
+    norms: Float[Tensor, "n n"] | None = None,
+    *,
+    clip: float | Float[Tensor, ""] = 1.0,
+    temperature: float | Float[Tensor, ""] = 1.0,
+    members: Bool[Tensor, " n"] | None = None,
+) -> Float[Tensor, ""]:
+    """`logit_dp_loss` of the matrix of cosines."""
+    fixed = cosines.detach()
+    weights = logit_dp_weights(fixed, norms, clip=clip, temperature=temperature, members=members).detach()
+    logits = fixed / temperature
+    if members is not None:
+        logits = logits.masked_fill(~members, torch.finfo(logits.dtype).min)
+    losses = torch.logsumexp(logits, 1) - logits.diagonal()
+    value = losses.sum() if members is None else torch.where(members, losses, 0).sum()
+    carrier = (weights * cosines).sum()
+    return value.detach() + carrier - carrier.detach()
+
+
+def pair_gradient_norms(
+    encoder: nn.Module,
+    parameters: Mapping[str, Tensor],
+    first: Float[Tensor, "n *shape"],
+    second: Float[Tensor, "n *shape"],
+    *,
+    route: Route = "auto",
+    rows: int | None = None,
+) -> Float[Tensor, "n n"]:
+    r"""Norms of the gradients of all $n^2$ cosines by the parameters of the encoder.
+
+    With $J_i$ the Jacobian of the unit embedding $u_i$ of `first[i]`, $J'_j$ that of $v_j$ of `second[j]`,
+    $\nabla_wc_{ij}=J_i^\top v_j+J_j'^\top u_i$. The route "jacobian" forms these, for some rows at a time. The route
+    "linear" does not: the gradient of a linear layer with input $a$ is an outer product, so with $b_{ij}$, $b'_{ij}$
+    the gradients of $c_{ij}$ by the layer's two outputs, a layer with bias adds
+
+    $$\lVert b_{ij}\rVert^2(\lVert a_i\rVert^2+1)+\lVert b'_{ij}\rVert^2(\lVert a'_j\rVert^2+1)
+      +2\,(b_{ij}^\top b'_{ij})(a_i^\top a'_j+1).$$
+
+    Args:
+        encoder: maps `(n, *shape)` to embeddings `(n, d)`, each row by itself: no batch normalisation.
+        parameters: of the encoder, by name; the norms are constants, no gradient passes.
+        first, second: the two views.
+        route: "linear" for an nn.Sequential of linear layers on vectors and modules without parameters, "jacobian" for
+            any encoder, "auto" for the first where it applies.
+        rows: how many rows of pairs the route "jacobian" forms at a time, to bound its memory; None for all.
+
+    Raises:
+        ValueError: for shapes, an encoder or a route other than these.
+
+    Source:
+        Clipping in arXiv:2310.03104, Algorithm 1; the route "linear" is ours, after Goodfellow (2015),
+        arXiv:1510.01799.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"second: expected the shape of first, {tuple(first.shape)}, got {tuple(second.shape)}")
+    if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
+        raise ValueError(f"rows: expected a positive whole number or None, got {rows!r}")
+    if route not in ("auto", "linear", "jacobian"):
+        raise ValueError(f'route: expected "auto", "linear" or "jacobian", got {route!r}')
+    if route == "linear" and not _is_linear(encoder):
+        raise ValueError(
+            "encoder: expected an nn.Sequential of linear layers and modules without parameters for the route "
+            f'"linear", got {type(encoder).__name__}'
+        )
+    constants = {name: value.detach() for name, value in parameters.items()}
+    first, second = first.detach(), second.detach()
+    if route == "jacobian" or not _is_linear(encoder):
+        return _norms_by_jacobian(encoder, constants, first, second, rows)
+    return _norms_by_layer(encoder, constants, first, second)
+
+
+def logit_dp_gradient(
+    encoder: nn.Module,
+    parameters: Mapping[str, Tensor],
+    first: Float[Tensor, "n *shape"],
+    second: Float[Tensor, "n *shape"],
+    *,
+    clip: float = 1.0,
+    temperature: float = 1.0,
+    noise_multiplier: float = 0.0,
+    sensitivity: float | None = None,
+    generator: torch.Generator | None = None,
+    rows: int | None = None,
+) -> dict[str, Tensor]:
+    r"""One private gradient: clip the gradients of similarities, recombine, add noise.
+
+    $$\tilde g=\sum_{i,j}\omega_{ij}\nabla_wc_{ij}+\mathcal N(0,\sigma^2C^2I)$$
+
+    Divide it by a fixed number (the expected batch size), not by the size of a random batch. $\sigma$ comes from an
+    accountant that knows how batches are drawn.
+
+    Args:
+        encoder, parameters, first, second, rows: see `pair_gradient_norms`.
+        clip: $B>0$.
+        temperature: $\tau>0$.
+        noise_multiplier: $\sigma\ge0$.
+        sensitivity: $C>0$; None for the supremum over batch sizes. Batches of at most $n$ pairs need
+            `logit_dp_sensitivity(n, ...)`; where neighbours differ by a replaced pair, twice as much.
+        generator: of the noise.
+
+    Returns:
+        Gradients by name, of the sum of the losses.
+
+    Raises:
+        ValueError: for shapes or numbers other than these.
+
+    Source:
+        arXiv:2310.03104, Algorithm 1.
+    """
+    if not isinstance(noise_multiplier, (int, float)) or not (0 <= noise_multiplier < math.inf):
+        raise ValueError(f"noise_multiplier: expected a finite number of at least 0, got {noise_multiplier!r}")
+    if sensitivity is None:
+        sensitivity = logit_dp_sensitivity(clip=clip, temperature=temperature)
+    if noise_multiplier:
+        positive("sensitivity", sensitivity)
+    norms = pair_gradient_norms(encoder, parameters, first, second, rows=rows)
+
+    def loss(parameters):
+        embeddings = (functional_call(encoder, parameters, (inputs,)) for inputs in (first, second))
+        return logit_dp_loss(*embeddings, norms, clip=clip, temperature=temperature)
+
+    gradients = grad(loss)(dict(parameters))
+    if not noise_multiplier:
+        return gradients
+    scale = noise_multiplier * sensitivity
+    # One generator draws on from parameter to parameter: the noise of no two of them is related.
+    return {
+        name: value + scale * torch.empty_like(value).normal_(generator=generator) for name, value in gradients.items()
+    }
+
+
+def _norms_by_jacobian(encoder, parameters, first, second, rows):
+    def embed(parameters, one):
+        embedding = unit(functional_call(encoder, parameters, (one[None],))[0])
+        return embedding, embedding
+
+    def jacobians(inputs):
+        parts, embeddings = vmap(jacrev(embed, has_aux=True), in_dims=(None, 0))(parameters, inputs)
+        return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts.values()], 2), embeddings
+
+    (left, u), (right, v) = jacobians(first), jacobians(second)
+    blocks = zip(left.split(rows or len(left)), u.split(rows or len(u)), strict=True)
+    return torch.cat(
+        [
+            torch.linalg.vector_norm(
+                torch.einsum("idp,jd->ijp", some, v) + torch.einsum("jdp,id->ijp", right, queries), dim=-1
+            )
+            for some, queries in blocks
+        ]
+    )
+
+
+def _norms_by_layer(encoder, parameters, first, second):
+    layers = [(name, layer) for name, layer in encoder.named_children() if isinstance(layer, nn.Linear)]
+    example = first.new_zeros(())
+    shifts = {name: example.expand(layer.out_features) for name, layer in layers}
+
+    def embed(shifts, value):
+        """The unit embedding, when the output of each linear layer is shifted, and what entered the layers."""
+        entered, value = {}, value[None]
+        for name, layer in encoder.named_children():
+            if name in shifts:
+                if value.ndim != 2:
+                    shape = tuple(value.shape[1:])
+                    raise ValueError(
+                        f"encoder: expected vectors to enter layer {name}, got shape {shape}; flatten first"
+                    )
+                entered[name] = value[0]
+                bias = parameters.get(f"{name}.bias")
+                value = nn.functional.linear(value, parameters[f"{name}.weight"], bias) + shifts[name]
+            else:
+                value = layer(value)
+        embedding = unit(value[0])
+        return embedding, (embedding, entered)
+
+    def look(inputs):
+        slopes, (embeddings, entered) = vmap(jacrev(embed, has_aux=True), in_dims=(None, 0))(shifts, inputs)
+        return slopes, embeddings, entered
+
+    (left, u, a), (right, v, b) = look(first), look(second)
+    squares = 0
+    for name, layer in layers:
+        by_first = torch.einsum("ido,jd->ijo", left[name], v)
+        by_second = torch.einsum("jdo,id->ijo", right[name], u)
+        one = float(layer.bias is not None)
+        squares = (
+            squares
+            + by_first.square().sum(-1) * (a[name].square().sum(-1)[:, None] + one)
+            + by_second.square().sum(-1) * (b[name].square().sum(-1) + one)
+            + 2 * (by_first * by_second).sum(-1) * (a[name] @ b[name].mT + one)
+        )
+    return squares.clamp(min=0).sqrt()
+
+
+def _is_linear(encoder: nn.Module) -> bool:
+    """Whether all parameters belong to linear layers that follow one another, none of them used twice."""
+    if not isinstance(encoder, nn.Sequential) or len(set(map(id, encoder))) < len(encoder):
+        return False
+    return any(isinstance(part, nn.Linear) for part in encoder) and all(
+        type(part) is nn.Linear or not any(True for _ in part.parameters()) for part in encoder
+    )
+
+
+def _square(name: str, value: object) -> Tensor:
+    value = floating(name, value)
+    if value.ndim != 2 or value.shape[0] != value.shape[1] or not len(value):
+        raise ValueError(f"{name}: expected a square matrix with at least one row, got shape {tuple(value.shape)}")
+    return value
+
+
+def _check_members(members: object, n: int) -> None:
+    if not isinstance(members, Tensor) or members.dtype != torch.bool or members.shape != (n,):
+        got = (
+            f"{members.dtype} of shape {tuple(members.shape)}"
+            if isinstance(members, Tensor)
+            else type(members).__name__
+        )
+        raise ValueError(f"members: expected booleans of shape ({n},), got {got}")

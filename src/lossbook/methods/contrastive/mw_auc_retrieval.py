@@ -1,0 +1,195 @@
+"""Sheikholeslami et al., Optimizing What Matters: AUC-Driven Learning for Robust Neural Retrieval (2025)."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods.contrastive.common import by_rows, check_groups, inner_products, unit
+
+__all__ = ["mann_whitney_from_cosines", "mann_whitney_from_scores", "mann_whitney_loss"]
+
+Pool = Literal["batch", "query"]
+OverNegatives = Literal["sum", "mean"]
+# Where softplus becomes the identity: PyTorch's own 20 leaves an error of 2e-9, which double precision would show.
+STRAIGHT = 40.0
+
+
+def mann_whitney_from_scores(
+    positives: Float[Tensor, " n"],
+    negatives: Float[Tensor, " m"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.01,
+    over_negatives: OverNegatives = "sum",
+    rows: int | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""Logistic loss of every positive score against every negative score, whichever query they belong to.
+
+    $$\ell_i=\sum_{k=1}^m\log\bigl(1+e^{-(s_i^+-s_k^-)/\tau}\bigr)$$
+
+    Divided by $nm\log2$, the sum over all pairs is at least the area over the ROC curve of the pooled scores. The
+    scores may come from any model.
+
+    Args:
+        positives: scores of relevant pairs; float16 and bfloat16 are computed in float32.
+        negatives: scores of irrelevant pairs.
+        temperature: $\tau>0$, a number, or a tensor without dimensions (to learn it, or to map over it).
+        over_negatives: "sum", as printed, or "mean", which estimates the expectation and is bounded whatever $m$.
+        rows: compare this many positives at a time, so that memory does not grow like $nm$: see `by_rows`.
+        reduction: "mean", "sum", or "none" for the `n` losses of the positives.
+
+    Returns:
+        The loss, at least 0.
+
+    Raises:
+        ValueError: for shapes, dtypes, a temperature or names other than these.
+
+    Source:
+        Sheikholeslami et al. (2025), arXiv:2510.00137, the batch form of the MW loss; the temperature as in its lemma.
+    """
+    scores = []
+    for name, value in (("positives", positives), ("negatives", negatives)):
+        value = floating(name, value)
+        if value.ndim != 1 or not len(value):
+            raise ValueError(f"{name}: expected a vector of at least one score, got shape {tuple(value.shape)}")
+        scores.append(value)
+    positive("temperature", temperature)
+    _one_of("over_negatives", over_negatives, ("sum", "mean"))
+    positives, negatives = (value / temperature for value in scores)
+    losses = _against_all(positives, negatives, rows)
+    return reduce(losses / len(negatives) if over_negatives == "mean" else losses, reduction)
+
+
+def mann_whitney_from_cosines(
+    cosines: Float[Tensor, "n m"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.01,
+    groups: Int[Tensor, " m"] | None = None,
+    pool: Pool = "batch",
+    over_negatives: OverNegatives = "sum",
+    rows: int | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""The MW loss of a matrix of cosines, or of any scores: positives on the diagonal, all else negatives.
+
+    $$\ell_i=\sum_{j}\sum_{k\ne j}\log\bigl(1+e^{-(s_{ii}-s_{jk})/\tau}\bigr)$$
+
+    Args:
+        cosines: scores $s_{ij}$ of query $i$ and passage $j$, $m\ge n$; float16 and bfloat16 are computed in float32.
+        temperature, groups, pool, over_negatives, rows, reduction: as for `mann_whitney_loss`.
+
+    Returns:
+        The loss, at least 0; 0 where there are no negatives.
+
+    Raises:
+        ValueError: for shapes, dtypes, a temperature or names other than these.
+
+    Source:
+        Sheikholeslami et al. (2025), arXiv:2510.00137, the batch form of the MW loss.
+    """
+    cosines = floating("cosines", cosines)
+    if cosines.ndim != 2 or not 0 < len(cosines) <= cosines.shape[1]:
+        raise ValueError(f"cosines: expected shape (n, m) with m >= n >= 1, got {tuple(cosines.shape)}")
+    positive("temperature", temperature)
+    check_groups(groups, cosines.shape[1])
+    _one_of("pool", pool, ("batch", "query"))
+    _one_of("over_negatives", over_negatives, ("sum", "mean"))
+    n, m = cosines.shape
+    out = torch.eye(n, m, dtype=torch.bool, device=cosines.device)
+    if groups is not None:
+        out = out | (groups[:n, None] == groups)
+    # Divided first: behind the mask the temperature would meet infinities, and its gradient be undefined.
+    scores = cosines / temperature
+    positives, negatives = scores.diagonal(), scores.masked_fill(out, -math.inf)
+    if pool == "batch":
+        losses, met = _against_all(positives, negatives.flatten(), rows), (~out).sum()
+    else:
+        losses = by_rows(lambda some, index: _logistic(some, negatives[index]), positives[:, None], rows)
+        met = (~out).sum(1)
+    return reduce(losses / met.clamp(min=1) if over_negatives == "mean" else losses, reduction)
+
+
+def mann_whitney_loss(
+    queries: Float[Tensor, "n d"],
+    passages: Float[Tensor, "m d"],
+    *,
+    temperature: float | Float[Tensor, ""] = 0.01,
+    groups: Int[Tensor, " m"] | None = None,
+    pool: Pool = "batch",
+    over_negatives: OverNegatives = "sum",
+    rows: int | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""Mann-Whitney loss of a batch: positives of all queries against negatives of all queries.
+
+    $$\ell_i=\sum_{j}\sum_{k\ne j}\log\bigl(1+e^{-(c_{ii}-c_{jk})/\tau}\bigr),\qquad
+      c_{jk}=\frac{q_j^\top p_k}{\lVert q_j\rVert\lVert p_k\rVert}$$
+
+    InfoNCE compares within a query and does not see a shift of all its scores; this loss compares across queries too.
+    With $n$ queries and $m$ passages there are about $n^2m$ comparisons.
+
+    Args:
+        queries: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
+        passages: raw embeddings `(m, d)`, $m\ge n$. Passage $i$ is the positive of query $i$; those from $n$ on are
+            nobody's positives, such as the hard negatives of all queries.
+        temperature: $\tau>0$, a number, or a tensor without dimensions (to learn it, or to map over it).
+        groups: a number for each passage; a passage with the number of a query's positive is no negative of it.
+        pool: "batch", or "query" for only the negatives of the positive's own query (the sum over $j$ has one term,
+            $j=i$): the usual pairwise logistic loss, blind to shifts as InfoNCE is.
+        over_negatives: "sum", as printed, which grows with the batch like $nm$, or "mean" over the negatives met.
+        rows: compare this many positives at a time, so that memory grows like $nm$ and not like $n^2m$: see `by_rows`.
+        reduction: "mean", "sum", or "none" for the `n` losses.
+
+    Returns:
+        The loss, at least 0; 0 where there are no negatives.
+
+    Raises:
+        ValueError: for shapes, dtypes, a temperature or names other than these.
+
+    Source:
+        Sheikholeslami et al. (2025), arXiv:2510.00137, the batch form of the MW loss, with duplicates left out; the
+        temperature, 0.01, as in its lemma and experiments.
+    """
+    values = []
+    for name, value in (("queries", queries), ("passages", passages)):
+        value = floating(name, value)
+        if value.ndim != 2 or 0 in value.shape:
+            raise ValueError(f"{name}: expected a matrix with at least one row and column, got {tuple(value.shape)}")
+        values.append(value)
+    n, d = queries.shape
+    if passages.shape[1] != d or len(passages) < n:
+        raise ValueError(f"passages: expected at least {n} rows of {d} numbers, got shape {tuple(passages.shape)}")
+    for what in ("dtype", "device"):
+        expected, got = getattr(queries, what), getattr(passages, what)
+        if expected != got:
+            raise ValueError(f"passages: expected the {what} of queries, {expected}, got {got}")
+    return mann_whitney_from_cosines(
+        inner_products(*map(unit, values)),
+        temperature=temperature,
+        groups=groups,
+        pool=pool,
+        over_negatives=over_negatives,
+        rows=rows,
+        reduction=reduction,
+    )
+
+
+def _against_all(
+    positives: Float[Tensor, " n"], negatives: Float[Tensor, " m"], rows: int | None
+) -> Float[Tensor, " n"]:
+    return by_rows(lambda some, _: _logistic(some, negatives), positives[:, None], rows)
+
+
+def _logistic(positives: Float[Tensor, "n 1"], negatives: Float[Tensor, "*n m"]) -> Float[Tensor, " n"]:
+    """For each positive the sum over its negatives; one of minus infinity adds nothing."""
+    return F.softplus(negatives - positives, threshold=STRAIGHT).sum(1)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")
