@@ -1,0 +1,244 @@
+"""Lan et al., Towards Enhancing Time Series Contrastive Learning: A Dynamic Bad Pair Mining Approach (ICLR 2024)."""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lossbook.methods._validate import Reduction, floating, positive, reduce
+
+__all__ = [
+    "LossStatistics",
+    "PairMemory",
+    "bad_pairs",
+    "dynamic_bad_pair_loss",
+    "loss_statistics",
+    "pair_memory",
+    "pair_weights",
+    "record_losses",
+]
+
+Form = Literal["density", "capped", "relative", "drop"]
+FORMS = ("density", "capped", "relative", "drop")
+
+
+class PairMemory(NamedTuple):
+    """What is remembered of every pair of the training set.
+
+    Attributes:
+        average: mean loss over the epochs recorded, NaN for a pair that was never seen.
+        count: how many were recorded.
+    """
+
+    average: Float[Tensor, " n"]
+    count: Float[Tensor, " n"]
+
+
+class LossStatistics(NamedTuple):
+    """Mean and population standard deviation, over all pairs, of their mean losses."""
+
+    mean: Float[Tensor, ""]
+    deviation: Float[Tensor, ""]
+
+
+def pair_memory(n: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PairMemory:
+    """An empty memory for `n` pairs.
+
+    Raises:
+        ValueError: if `n` is not a positive whole number.
+    """
+    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        raise ValueError(f"n: expected a positive whole number, got {n!r}")
+    return PairMemory(
+        torch.full((n,), math.nan, device=device, dtype=dtype), torch.zeros(n, device=device, dtype=dtype)
+    )
+
+
+def record_losses(
+    memory: PairMemory,
+    losses: Float[Tensor, " b"],
+    index: Int[Tensor, " b"],
+    *,
+    gain: float | Float[Tensor, ""] = 1.0,
+) -> PairMemory:
+    r"""The memory after the losses of a batch were added to it; the old one stays as it is.
+
+    $$m_i\leftarrow m_i+\frac{g\,\mathcal L_i-m_i}{k_i},\qquad k_i\leftarrow k_i+1$$
+
+    with $k_i$ already counted up: the mean over the epochs recorded, without keeping them all.
+
+    Args:
+        memory: made by `pair_memory`.
+        losses: of the pairs of this batch; no gradient is kept.
+        index: their numbers in the training set, each at most once.
+        gain: $g>0$, a factor on the losses. The paper has 1; the official code $(e+1)/E$ in epoch $e=0,1,\dots$ of $E$,
+            and does not divide by the sum of these factors.
+
+    Raises:
+        ValueError: for shapes, dtypes or a gain other than these.
+
+    Source:
+        The paper keeps a table of all losses and averages its rows; the running form is the same mean.
+    """
+    positive("gain", gain)
+    losses = _vector("losses", losses).detach()
+    if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != losses.shape:
+        got = f"{index.dtype} of shape {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+        raise ValueError(f"index: expected whole numbers of shape {tuple(losses.shape)}, got {got}")
+    new, old = (gain * losses).to(memory.average.dtype), memory.average[index]
+    count = memory.count[index] + 1
+    average = torch.where(count == 1, new, old + (new - old) / count)
+    return PairMemory(memory.average.index_copy(0, index, average), memory.count.index_copy(0, index, count))
+
+
+def loss_statistics(averages: Float[Tensor, " n"]) -> LossStatistics:
+    r"""Mean $\mu=\frac1n\sum_im_i$ and population standard deviation $\sigma=\sqrt{\frac1n\sum_i(m_i-\mu)^2}$.
+
+    Take them once, before an epoch begins, from the memory of *all* pairs. Pairs never seen, NaN, do not count; if none
+    was seen both are NaN, and no pair will be flagged.
+
+    Args:
+        averages: mean losses, as in `PairMemory.average`.
+
+    Raises:
+        ValueError: if `averages` is not a floating-point vector.
+    """
+    averages = _vector("averages", averages).detach()
+    seen = ~averages.isnan()
+    number = seen.sum()
+    mean = (torch.where(seen, averages, 0) / number).sum()
+    distance = torch.where(seen, averages - mean, 0)
+    # Squares of distances in units of the largest neither overflow nor vanish.
+    largest = distance.abs().amax()
+    scaled = distance / torch.where(largest > 0, largest, 1)
+    return LossStatistics(mean, largest * (scaled.square().sum() / number).sqrt())
+
+
+def bad_pairs(
+    averages: Float[Tensor, " b"],
+    statistics: LossStatistics,
+    *,
+    noisy_cut: float | Float[Tensor, ""] = 2.0,
+    faulty_cut: float | Float[Tensor, ""] = 3.0,
+) -> tuple[Bool[Tensor, " b"], Bool[Tensor, " b"]]:
+    r"""Which pairs are noisy, $m_i<\mu-\beta_{np}\sigma$, and which faulty, $m_i>\mu+\beta_{fp}\sigma$.
+
+    Both inequalities are strict: where all pairs have the same mean loss ($\sigma=0$) none is flagged.
+
+    Args:
+        averages: mean losses of some pairs, their history and not the loss of now; NaN is never flagged.
+        statistics: of all pairs, from `loss_statistics`.
+        noisy_cut: $\beta_{np}\ge0$, in standard deviations; infinity flags none. The default is the official code's.
+        faulty_cut: $\beta_{fp}$, likewise.
+
+    Raises:
+        ValueError: for shapes, dtypes or cuts other than these.
+    """
+    averages = _vector("averages", averages).detach()
+    _cut("noisy_cut", noisy_cut)
+    _cut("faulty_cut", faulty_cut)
+    mean, deviation = statistics
+    return averages < mean - noisy_cut * deviation, averages > mean + faulty_cut * deviation
+
+
+def pair_weights(
+    losses: Float[Tensor, " b"],
+    averages: Float[Tensor, " b"],
+    statistics: LossStatistics,
+    *,
+    noisy_cut: float | Float[Tensor, ""] = 2.0,
+    faulty_cut: float | Float[Tensor, ""] = 3.0,
+    form: Form = "density",
+) -> Float[Tensor, " b"]:
+    r"""Weight 1 for a pair that is not flagged; for a flagged one a Gaussian of its current loss.
+
+    $$w_i=\frac1{\sigma\sqrt{2\pi}}\exp\Bigl(-\frac{z_i^2}2\Bigr),\qquad z_i=\frac{\mathcal L_i-\mu}\sigma$$
+
+    This is a density, not a probability, and exceeds 1 where $\sigma\sqrt{2\pi}<e^{-z^2/2}$. Weights carry no gradient.
+
+    Args:
+        losses: current losses of the pairs.
+        averages: their mean losses so far, by which they are flagged.
+        statistics, noisy_cut, faulty_cut: see `bad_pairs`.
+        form: "density" is the paper's; "capped" is $\min(1,w)$, "relative" $e^{-z^2/2}$ and "drop" 0.
+
+    Raises:
+        ValueError: for shapes, dtypes, cuts or a form other than these.
+
+    Source:
+        Lan, Yan, Hong and Feng (2024), arXiv:2302.03357, transformation module; the other forms are ours.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
+    losses = _vector("losses", losses).detach()
+    averages = _vector("averages", averages)
+    if averages.shape != losses.shape:
+        raise ValueError(f"averages: expected the shape of losses, {tuple(losses.shape)}, got {tuple(averages.shape)}")
+    noisy, faulty = bad_pairs(averages, statistics, noisy_cut=noisy_cut, faulty_cut=faulty_cut)
+    if form == "drop":
+        weights = torch.zeros_like(losses)
+    else:
+        deviation = statistics.deviation.clamp(min=torch.finfo(losses.dtype).tiny)
+        weights = torch.exp(-((losses - statistics.mean) / deviation).square() / 2)
+        if form != "relative":
+            weights = weights / (deviation * math.sqrt(2 * math.pi))
+        if form == "capped":
+            weights = weights.clamp(max=1)
+    return torch.where(noisy | faulty, weights, 1).to(losses.dtype)
+
+
+def dynamic_bad_pair_loss(
+    losses: Float[Tensor, " b"],
+    averages: Float[Tensor, " b"],
+    statistics: LossStatistics,
+    *,
+    noisy_cut: float | Float[Tensor, ""] = 2.0,
+    faulty_cut: float | Float[Tensor, ""] = 3.0,
+    form: Form = "density",
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*b"]:
+    r"""Losses of pairs, of which those that look noisy or faulty by their history count less.
+
+    $$\frac1b\sum_iw_i\,\mathcal L_i$$
+
+    with the weights of `pair_weights`, constant for the gradient. One epoch of training::
+
+        statistics = loss_statistics(memory.average)                # once, before the epoch
+        for inputs, index in batches:
+            losses = info_nce(first, second, reduction="none")      # or any other loss that has a term for each pair
+            loss = dynamic_bad_pair_loss(losses, memory.average[index], statistics)
+            memory = record_losses(memory, losses, index)
+
+    In the first epochs, the warm-up, take the plain mean and record only: the official code waits 50 of 80.
+
+    Args:
+        losses: of the pairs, with gradient; float16 and bfloat16 are computed in float32.
+        averages, statistics, noisy_cut, faulty_cut, form: see `pair_weights`.
+        reduction: "mean" (over all pairs, flagged or not), "sum", or "none".
+
+    Raises:
+        ValueError: for shapes, dtypes or hyperparameters other than these.
+
+    Source:
+        Lan, Yan, Hong and Feng (2024), arXiv:2302.03357.
+    """
+    weights = pair_weights(losses, averages, statistics, noisy_cut=noisy_cut, faulty_cut=faulty_cut, form=form)
+    return reduce(weights * floating("losses", losses), reduction)
+
+
+def _vector(name: str, value: object) -> Tensor:
+    """The vector in at least float32; ValueError if it is none or empty."""
+    value = floating(name, value)
+    if value.ndim != 1 or not len(value):
+        raise ValueError(f"{name}: expected a vector with at least one entry, got shape {tuple(value.shape)}")
+    return value
+
+
+def _cut(name: str, value: object) -> None:
+    """ValueError unless the cut is a number of at least 0, infinity included; of a tensor only the form is checked."""
+    if isinstance(value, Tensor):
+        positive(name, value)
+    elif not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
+        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
