@@ -117,7 +117,12 @@ def base(request, address, site):
 
 @pytest.mark.parametrize(
     ("query", "page_found"),
-    [("how to read a page", "reading"), ("temperature", PAPER), ("tau", ""), ("info_nce", "")],
+    [
+        ("how to read a page", "reading"),
+        ("temperature", "contrastive/temperature_free_infonce"),
+        ("tau", ""),
+        ("info_nce", ""),
+    ],
 )
 def test_the_search_finds_titles_symbols_and_functions(open_page, base, query, page_found):
     page = open_page("intro", base=base)
