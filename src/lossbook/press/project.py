@@ -117,7 +117,7 @@ class Project:
             row = self.catalogue.get(slug, {})
             # Some rows have remarks in parentheses.
             authors, year = re.sub(r"\s*\([^()]*\)(?=,|$)", "", row.get("authors", "")), row.get("year", "")[:4]
-            title = row.get("title") or slug.replace("_", " ")
+            title = row.get("title") or (self.part_title(part) if slug == part else slug.replace("_", " "))
             papers[slug] = Paper(part, slug, script, title, authors, year, row.get("arxiv", ""))
         return papers
 
