@@ -254,25 +254,6 @@ def test_a_docstring_that_cannot_be_read_fails_the_build(tmp_path):
     assert re.search(r"contrastive.gyre: expected a formula between \$\$ on lines of its own", done.stderr)
 
 
-def test_anchors():
-    project = Project(ROOT, ROOT / "_build")
-    found = reference.anchors(
-        project,
-        [
-            "lossbook.methods.contrastive.info_nce",
-            "lossbook.methods.contrastive.common.info_nce",
-            "lossbook.lab.fit",
-            "torch.Tensor",
-        ],
-    )
-    place = "api/methods/contrastive/common.html#lossbook.methods.contrastive.info_nce"
-    assert found == {
-        "lossbook.methods.contrastive.info_nce": place,
-        "lossbook.methods.contrastive.common.info_nce": place,
-        "lossbook.lab.fit": "api/lab.html#lossbook.lab.fit",
-    }
-
-
 def test_a_page_for_all_that_a_change_of_source_changes(tmp_path):
     tree = Tree(tmp_path / "tree")
     reference.write(tree.project, [], tmp_path / "one")

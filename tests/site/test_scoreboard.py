@@ -7,7 +7,8 @@ import unicodedata
 import pandas as pd
 import pytest
 
-pytestmark = pytest.mark.slow
+# The site is built once, so whoever builds it looks at all of it.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
 COLUMNS = ["paper", "part", "entry", "verdict", "statement", "result", "runs", "profile"]
 NUMBERS = {"result": ("effect", "error"), "runs": ("seeds", "cases")}

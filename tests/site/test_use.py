@@ -14,7 +14,8 @@ import pytest
 
 from lossbook.press.server import server
 
-pytestmark = pytest.mark.slow
+# The site is built once, so whoever builds it looks at all of it.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted(

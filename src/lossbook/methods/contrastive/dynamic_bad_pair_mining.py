@@ -46,8 +46,15 @@ class LossStatistics(NamedTuple):
 def pair_memory(n: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> PairMemory:
     """An empty memory for `n` pairs.
 
+    Args:
+        n: number of pairs of the training set.
+        device, dtype: of the memory; PyTorch's defaults if None.
+
     Raises:
         ValueError: if `n` is not a positive whole number.
+
+    Source:
+        Lan, Yan, Hong and Feng (2024), arXiv:2302.03357: the memory of losses, as running means.
     """
     if not isinstance(n, int) or isinstance(n, bool) or n < 1:
         raise ValueError(f"n: expected a positive whole number, got {n!r}")
@@ -104,6 +111,9 @@ def loss_statistics(averages: Float[Tensor, " n"]) -> LossStatistics:
 
     Raises:
         ValueError: if `averages` is not a floating-point vector.
+
+    Source:
+        Lan, Yan, Hong and Feng (2024), arXiv:2302.03357: mean and deviation of the histories.
     """
     averages = _vector("averages", averages).detach()
     seen = ~averages.isnan()
@@ -135,6 +145,9 @@ def bad_pairs(
 
     Raises:
         ValueError: for shapes, dtypes or cuts other than these.
+
+    Source:
+        Lan, Yan, Hong and Feng (2024), arXiv:2302.03357: the two thresholds.
     """
     averages = _vector("averages", averages).detach()
     _cut("noisy_cut", noisy_cut)

@@ -5,7 +5,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from lossbook.methods._validate import Reduction, floating, positive, reduce
@@ -47,6 +46,9 @@ def nearest_rows(embeddings: Float[Tensor, "n d"], *, neighbours: int = 3) -> In
 
     Raises:
         ValueError: for a shape or number other than these.
+
+    Source:
+        Nguyen et al. (2023), arXiv:2306.11925: the graph on the rows of each view.
     """
     embeddings, _ = paired(embeddings, embeddings)
     n = len(embeddings)
@@ -165,6 +167,9 @@ def matching_objective(
         vertices: affinity of vertex $i$ of the first graph and vertex $a$ of the second.
         edges: affinities of edges, or None.
         matching: the permutation $\pi$.
+
+    Source:
+        Nguyen et al. (2023), arXiv:2306.11925: the objective of GM.
     """
     vertices = _check_vertices(vertices, edges)
     rows = torch.arange(len(vertices), device=vertices.device)
@@ -328,6 +333,9 @@ def _check_vertices(vertices: Tensor, edges: Edges | None) -> Tensor:
 @torch.library.custom_op("lossbook::assignment", mutates_args=())
 def _assignment(affinity: Tensor) -> Tensor:
     """Linear assignment of each problem of a batch, `(b, n, n)` to `(b, n)`."""
+    # The library needs SciPy for this alone.
+    from scipy.optimize import linear_sum_assignment
+
     problems = affinity.detach().cpu().double().numpy()
     columns = [linear_sum_assignment(each, maximize=True)[1] for each in problems]
     return torch.from_numpy(np.stack(columns)).to(affinity.device, torch.int64)

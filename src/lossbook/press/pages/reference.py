@@ -99,7 +99,13 @@ class Library:
         }
         init = source / "lab" / "__init__.py"
         shown = _exported(ast.parse(init.read_text(encoding="utf-8")), init) if init.is_file() else []
+        # What the lab exports may be defined a folder below.
+        below = (
+            Module.read(f"{LAB}.{file.parent.name}.{file.stem}", file, LAB, shown)
+            for file in sorted((source / "lab").glob("*/[!_]*.py"))
+        )
         lab = [module for module in _modules(source / "lab", LAB, shown) if module.names]
+        lab += [module for module in below if {name.name for name in module.names} & {*shown}]
         return cls(parts, tuple(lab))
 
     def __iter__(self) -> Iterator[Module]:
