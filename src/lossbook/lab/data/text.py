@@ -17,8 +17,10 @@ class Pairs:
     """One split of a set of pairs: query `i` belongs to passage `i`.
 
     Attributes:
-        queries, passages: embeddings `(n, d)` of length one, of a frozen encoder.
-        query_texts, passage_texts: what was encoded.
+        queries: embeddings `(n, d)` of length one, of a frozen encoder.
+        passages: as `queries`.
+        query_texts: what was encoded.
+        passage_texts: as `query_texts`.
         paths: of each pair its place in a tree, the numbers of the nodes from the root down, then zeros: see
             `path_similarity`.
     """
