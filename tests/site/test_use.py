@@ -132,7 +132,8 @@ def test_the_search_finds_titles_symbols_and_functions(open_page, base, query, p
     page.keyboard.type(query)
     page.keyboard.press("Enter")
     page.wait_for_url("**/search.html?q=*")
-    page.locator("#search-results ul.search li a").first.wait_for()
+    # Results come one after the other.
+    page.locator(f"#search-results ul.search li a[href*='{page_found}']").first.wait_for()
     found = page.locator("#search-results ul.search li a").evaluate_all("all => all.map(a => a.href)")
     assert any(f"/{page_found}" in url for url in found) and all(url.startswith(base) for url in found), found
     page.locator("#search-results ul.search li a").first.click()
