@@ -133,7 +133,10 @@ def test_the_search_finds_titles_symbols_and_functions(open_page, base, query, p
     page.keyboard.press("Enter")
     page.wait_for_url("**/search.html?q=*")
     # Results come one after the other.
-    page.locator(f"#search-results ul.search li a[href*='{page_found}']").first.wait_for()
+    page.wait_for_function(
+        "part => [...document.querySelectorAll('#search-results ul.search li a')].some(a => a.href.includes(part))",
+        arg=page_found,
+    )
     found = page.locator("#search-results ul.search li a").evaluate_all("all => all.map(a => a.href)")
     assert any(f"/{page_found}" in url for url in found) and all(url.startswith(base) for url in found), found
     page.locator("#search-results ul.search li a").first.click()
