@@ -141,7 +141,8 @@ def test_the_search_finds_titles_symbols_and_functions(open_page, base, query, p
     assert any(f"/{page_found}" in url for url in found) and all(url.startswith(base) for url in found), found
     page.locator("#search-results ul.search li a").first.click()
     page.locator("main h1").first.wait_for()
-    assert page.complaints == []
+    # Leaving a page stops what it still asks for.
+    assert [text for text in page.complaints if "ERR_ABORTED" not in text] == []
 
 
 def test_the_front_page_by_keyboard_alone(open_page):
