@@ -54,6 +54,28 @@ def pair(n=8, d=5, *, seed=0, dtype=torch.float64, scale=1.0):
     return (scale * x).to(dtype).requires_grad_(), (scale * y).to(dtype).requires_grad_()
 
 
+def extreme(case: str, dtype: torch.dtype):
+    """Embeddings as of `pair` in a situation that breaks careless code; as they are in any other case."""
+    x, y = (value.detach().clone() for value in pair(dtype=dtype))
+    if case == "equal":
+        y = x.clone()
+    elif case == "opposite":
+        y = -x
+    elif case == "all the same":
+        x, y = x[:1].repeat(len(x), 1), x[:1].repeat(len(x), 1)
+    elif case == "duplicates":
+        x, y = x[[0, 0, 1, 1, 2, 2]], x[[0, 0, 1, 1, 2, 2]]
+    elif case == "zero row":
+        x[0] = 0
+    elif case == "single":
+        x, y = x[:1], y[:1]
+    elif case in ("huge", "tiny"):
+        # As far as half precision reaches.
+        factor = 10.0 ** ((3 if dtype == torch.float16 else 15) * (1 if case == "huge" else -1))
+        x, y = x * factor, y * factor
+    return x.requires_grad_(), y.requires_grad_()
+
+
 def agree(ours, theirs, inputs, tolerance=1e-10):
     """Check that two losses, and their gradients by the inputs, are equal."""
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

@@ -899,18 +899,11 @@ def trained(method, runs, *, number=positives, data="all", detach=True, name=Non
     )
     features = {key: fitted.predict(split.inputs) for key, split in splits.items()}
     frame = fitted.runs.assign(method=name or method, K=number, data=data)
-    scores = [
-        lab.linear_probe(
-            features["train"][0][run],
-            targets,
-            *(
-                (features[key][0][run], splits[key].targets)
-                for key in ("validation", "test")
-            ),
-        )
-        for run in range(len(frame))
-    ]
-    frame[["validation accuracy", "test accuracy"]] = 100 * np.array(scores)
+    accuracies = lab.accuracies(
+        {key: value[0] for key, value in features.items()},
+        {key: split.targets for key, split in splits.items()} | {"train": targets},
+    )
+    frame = frame.join(accuracies)
     frame["effective rank"] = lab.effective_rank(unit(features["test"][1])).numpy()
     if fitted.logged:
         start = len(entropies)

@@ -771,16 +771,8 @@ views = lab.Views((batch_size, *train.shape[1:]), shift=shift)
 
 def as_views(images, seed):
     """So many views of each picture, always the same."""
-    viewer = lab.Views(tuple(images.shape), shift=shift)
-    drawn = viewer.draw(torch.Generator().manual_seed(seed), copies)
-    return torch.cat(
-        [
-            viewer.apply(
-                {"inputs": images} | {name: each[copy] for name, each in drawn.items()}
-            )["first"]
-            for copy in range(copies)
-        ]
-    )
+    generator = torch.Generator().manual_seed(seed)
+    return torch.cat([views.once(images, generator)["first"] for _ in range(copies)])
 
 
 seen, targets = {"train": train[:pictures]}, {"train": splits["train"].targets[:pictures]}
@@ -789,12 +781,9 @@ for seed, name in enumerate(["validation", "test"]):
     targets[name] = splits[name].targets[:pictures].repeat(copies)
 
 
-def neighbours(features, name):
-    """Accuracy in per cent of the vote of ten training pictures, the nearest by cosine."""
-    cosines = F.normalize(features[name]) @ F.normalize(features["train"]).T
-    near = targets["train"][cosines.topk(10, sorted=False).indices]
-    votes = F.one_hot(near, len(splits["train"].classes)).sum(1)
-    return 100 * lab.accuracy(votes, targets[name]).item()
+def neighbours(features):
+    """Accuracies in per cent of the vote of ten training pictures, the nearest by cosine."""
+    return lab.accuracies(features, targets, judge=lab.k_nearest_neighbours, neighbours=10)
 
 
 def build(run):
@@ -805,13 +794,10 @@ def build(run):
     )
 
 
-raw = neighbours({name: each.flatten(1) for name, each in seen.items()}, "test")
 targets["plain"] = splits["test"].targets[:pictures]
-plain_pixels = {
-    "train": seen["train"].flatten(1),
-    "plain": splits["test"].inputs[:pictures].flatten(1),
-}
-raw_plain = neighbours(plain_pixels, "plain")
+looked_at = {**seen, "plain": splits["test"].inputs[:pictures]}
+by_pixels = neighbours({name: each.flatten(1)[None] for name, each in looked_at.items()})
+raw, raw_plain = by_pixels.loc[0, ["test accuracy", "plain accuracy"]]
 print(
     f"{splits['train'].name}: {len(train):,} training pictures, {len(seen['test']):,} views of test pictures\n"
     f"{splits['train'].licence}\nraw pixels: {raw:.1f} % of the views of test pictures, {raw_plain:.1f} % of the plain ones"
@@ -1011,11 +997,7 @@ def trained(method, runs, split):
         **training(method),
     )
     features = {name: fitted.predict(seen[name])[0] for name in ("train", split)}
-    scores = [
-        neighbours({name: each[run] for name, each in features.items()}, split)
-        for run in range(len(fitted.runs))
-    ]
-    return fitted.runs.assign(method=method, **{f"{split} accuracy": scores})
+    return fitted.runs.assign(method=method).join(neighbours(features))
 
 
 own_settings = {
@@ -1060,9 +1042,8 @@ with torch.no_grad():
     for seed in range(seeds):
         torch.manual_seed(seed)
         network = build({}).encoder
-        untrained.append(
-            neighbours({n: network(seen[n]) for n in ("train", "test")}, "test")
-        )
+        features = {name: network(seen[name])[None] for name in ("train", "test")}
+        untrained.append(neighbours(features)["test accuracy"][0])
 print(
     f"{len(tuning)} runs to tune, {len(judged)} to judge; an untrained encoder finds {np.mean(untrained):.1f} %"
 )

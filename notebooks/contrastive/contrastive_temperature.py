@@ -861,25 +861,13 @@ def train_and_measure(method, runs, shift):
     embedded = {name: unit(fitted.predict(s.inputs)) for name, s in splits.items()}
     targets = {name: s.targets for name, s in splits.items()}
     frame = fitted.runs.assign(method=method, shift=shift)
-    scores = [
-        lab.linear_probe(
-            embedded["train"][run],
-            targets["train"],
-            *((embedded[name][run], targets[name]) for name in ("validation", "test")),
-        )
-        for run in range(len(frame))
-    ]
-    frame[["validation accuracy", "test accuracy"]] = 100 * np.array(scores)
+    frame = frame.join(lab.accuracies(embedded, targets))
     frame["uniformity"] = [-float(uniformity(x, rows=1024)) for x in embedded["test"]]
     frame["tolerance"] = [
         float(tolerance(x, targets["test"], rows=1024)) for x in embedded["test"]
     ]
     # Two views of every test picture, the same for all runs.
-    viewer = lab.Views(test.shape, shift=shift)
-    drawn = viewer.draw(torch.Generator().manual_seed(0), 1)
-    seen = viewer.apply(
-        {"inputs": test} | {name: value[0] for name, value in drawn.items()}
-    )
+    seen = views.once(test, torch.Generator().manual_seed(0))
     pairs = zip(*(fitted.predict(seen[name]) for name in ("first", "second")), strict=True)
     frame[["positives", "lead"]] = torch.stack([lead(*pair) for pair in pairs]).numpy()
     if "unsolved" in fitted.logged:

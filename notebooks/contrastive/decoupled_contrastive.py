@@ -698,10 +698,7 @@ seen["plain test"], targets["plain test"] = seen["test"], targets["test"]
 def as_views(images, seed):
     """One view of each picture, always the same."""
     views = lab.Views(tuple(images.shape), shift=shift)
-    drawn = views.draw(torch.Generator().manual_seed(seed), 1)
-    return views.apply(
-        {"inputs": images} | {name: each[0] for name, each in drawn.items()}
-    )["first"]
+    return views.once(images, torch.Generator().manual_seed(seed))["first"]
 
 
 for seed, name in enumerate(["validation", "test"]):
@@ -709,17 +706,13 @@ for seed, name in enumerate(["validation", "test"]):
 
 
 def neighbours(features, *names):
-    """Accuracies in per cent among the training pictures' features."""
-    tests = [(features[name], targets[name]) for name in names]
-    found = lab.k_nearest_neighbours(
-        features["train"], targets["train"], *tests, neighbours=10
-    )
-    return [100 * accuracy for accuracy in found]
+    """Accuracies, in per cent, of the vote of ten training pictures."""
+    judged = {name: features[name] for name in ("train", *names)}
+    return lab.accuracies(judged, targets, judge=lab.k_nearest_neighbours, neighbours=10)
 
 
-raw, raw_plain = neighbours(
-    {name: images.flatten(1) for name, images in seen.items()}, "test", "plain test"
-)
+pixels = {name: images.flatten(1)[None] for name, images in seen.items()}
+raw, raw_plain = neighbours(pixels, "test", "plain test").loc[0]
 print(
     f"{splits['train'].name}: {len(train):,} training pictures\n{splits['train'].licence}\n"
     f"raw pixels: {raw:.1f} % of the moved test pictures, {raw_plain:.1f} % of the plain ones"
@@ -875,18 +868,12 @@ for batch_size in batch_sizes:
     frame = fitted.runs.assign(
         method=[METHODS[int(each)] for each in fitted.runs["loss"]], batch=batch_size
     )
-    names = ["validation", "test"]
-    frame[[f"{name} accuracy" for name in names]] = [
-        neighbours({name: each[run] for name, each in features.items()}, *names)
-        for run in range(len(frame))
-    ]
+    frame = frame.join(neighbours(features, "validation", "test"))
     # Plain pictures are only looked at, so only where a rate was chosen.
     tuned = frame.assign(run=frame.index)[frame["temperature"] == temperature]
-    for run in lab.best_setting(tuned, "validation accuracy", over=["rate"])["run"]:
-        (accuracy,) = neighbours(
-            {name: each[run] for name, each in features.items()}, "plain test"
-        )
-        frame.loc[run, "plain test accuracy"] = accuracy
+    best = lab.best_setting(tuned, "validation accuracy", over=["rate"])["run"].tolist()
+    plain = neighbours({name: each[best] for name, each in features.items()}, "plain test")
+    frame.loc[best, "plain test accuracy"] = plain["plain test accuracy"].to_numpy()
     frame[["mean q", "s.d. of q"]] = fitted.logged["q"].mean(1).double().numpy()
     results.append(frame.drop(columns="loss"))
     counts.append(fitted.state["counts"])

@@ -788,17 +788,12 @@ for method in methods:
         device=device,
         progress=method,
     )
-    features = [fitted.predict(x)[0] for x, _ in clean]
-    frame = fitted.runs.assign(method=method)
-    scores = [
-        lab.linear_probe(
-            features[0][run],
-            clean[0][1],
-            *((features[s][run], clean[s][1]) for s in (1, 2)),
-        )
-        for run in range(len(frame))
-    ]
-    frame[["validation accuracy", "test accuracy"]] = 100 * np.array(scores)
+    parts = dict(zip(("train", "validation", "test"), clean, strict=True))
+    accuracies = lab.accuracies(
+        {name: fitted.predict(x)[0] for name, (x, _) in parts.items()},
+        {name: y for name, (_, y) in parts.items()},
+    )
+    frame = fitted.runs.assign(method=method).join(accuracies)
     frame["deviation"] = fitted.state[1].deviation
     after = slice(warmup * steps, None)
     counts = fitted.logged["counts"].double()

@@ -947,8 +947,7 @@ judging = {}
 for name in ("validation", "test"):
     some = splits[name].inputs[:held]
     views = lab.Views((len(some), *shape), shift=1, noise=0.1, drop=0.1)
-    drawn = {k: v[0] for k, v in views.draw(torch.Generator().manual_seed(1), 1).items()}
-    judging[name] = views.apply({"inputs": some} | drawn)
+    judging[name] = views.once(some, torch.Generator().manual_seed(1))
 
 
 def untrained(seed):
@@ -1119,8 +1118,7 @@ for seed in range(seeds):
             views = lab.Views((n, *shape), shift=1, noise=0.1, drop=0.1)
             for _ in range(repeats):
                 index = torch.randperm(pictures, generator=draw)[:n]
-                drawn = {k: v[0] for k, v in views.draw(draw, 1).items()}
-                batch = views.apply({"inputs": train[index]} | drawn)
+                batch = views.once(train[index], draw)
                 for temperature in [1.0, 0.5, 0.2, 0.1] if n == batches[-1] else [1.0]:
                     for method, value in to_signal(
                         network, parameters, batch["first"], batch["second"], temperature

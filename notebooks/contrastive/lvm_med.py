@@ -948,10 +948,9 @@ print(
 )
 
 # %% tags=["hide-input"]
-sample = views.draw(torch.Generator().manual_seed(0), 1)
 half = batch_size // 2
 pictures = torch.cat([train[:half], data["near"][:half]])
-seen = views.apply({"inputs": pictures, **{k: v[0] for k, v in sample.items()}})
+seen = views.once(pictures, torch.Generator().manual_seed(0))
 shown = [*range(4), *range(half, half + 4)]
 rows = {"picture": pictures, "first view": seen["first"], "second view": seen["second"]}
 figure, axes = plt.subplots(3, 8, figsize=(7, 2.9))
@@ -1200,18 +1199,8 @@ def run_all(method, kind, runs):
             name: fitted.predict(patches(split.inputs))[0].mean(2)
             for name, split in splits.items()
         }
-        scores = [
-            lab.k_nearest_neighbours(
-                found["train"][run],
-                splits["train"].targets,
-                *(
-                    (found[name][run], splits[name].targets)
-                    for name in ("validation", "test")
-                ),
-            )
-            for run in range(len(frame))
-        ]
-        frame[["validation accuracy", "test accuracy"]] = 100 * np.array(scores)
+        targets = {name: split.targets for name, split in splits.items()}
+        frame = frame.join(lab.accuracies(found, targets, judge=lab.k_nearest_neighbours))
     if kind == main and method.startswith("second order"):
         maps = {name: fitted.predict(patches(each))[0] for name, each in spoilt.items()}
         for name in ("validation", "test"):

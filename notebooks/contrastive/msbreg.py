@@ -841,23 +841,16 @@ def trained(family, runs, *, number=2, names=None, **options):
             progress=f"{family}, {number} views",
         )
         outputs = {name: fitted.predict(split.inputs) for name, split in splits.items()}
+        features, embeddings = (
+            {name: output[part] for name, output in outputs.items()} for part in (0, 1)
+        )
+        labels = {name: split.targets for name, split in splits.items()} | {
+            "train": targets
+        }
         frame = fitted.runs.assign(family=family, views=number, **options)
-        scored = [(splits[name].targets, outputs[name]) for name in ("validation", "test")]
-        for run in range(len(frame)):
-            probed = lab.linear_probe(
-                outputs["train"][0][run],
-                targets,
-                *((values[0][run], labels) for labels, values in scored),
-            )
-            frame.loc[run, ["validation accuracy", "test accuracy"]] = 100 * np.array(
-                probed
-            )
-            (neighbours,) = lab.k_nearest_neighbours(
-                outputs["train"][1][run],
-                targets,
-                (outputs["test"][1][run], splits["test"].targets),
-            )
-            frame.loc[run, "test neighbours"] = 100 * neighbours
+        frame = frame.join(lab.accuracies(features, labels))
+        voted = lab.accuracies(embeddings, labels, judge=lab.k_nearest_neighbours)
+        frame["test neighbours"] = voted["test accuracy"]
         for name in ("validation", "test"):
             frame[f"{name} effective rank"] = lab.effective_rank(
                 unit(outputs[name][1])

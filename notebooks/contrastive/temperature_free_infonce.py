@@ -511,10 +511,7 @@ print(
 )
 
 # %% tags=["hide-input"]
-batch = views.apply(
-    {"inputs": train[:batch_size]}
-    | {k: v[0] for k, v in views.draw(torch.Generator().manual_seed(0), 1).items()}
-)
+batch = views.once(train[:batch_size], torch.Generator().manual_seed(0))
 rows = {
     "picture": train[:batch_size],
     "first view": batch["first"],
@@ -650,20 +647,8 @@ for method in ("log-odds", "artanh", "InfoNCE"):
         progress=method,
     )
     features = {name: fitted.predict(split.inputs)[0] for name, split in splits.items()}
-    frame = fitted.runs.assign(method=method)
-    scores = [
-        lab.linear_probe(
-            features["train"][run],
-            splits["train"].targets,
-            *(
-                (features[name][run], splits[name].targets)
-                for name in ("validation", "test")
-            ),
-        )
-        for run in range(len(frame))
-    ]
-    frame[["validation accuracy", "test accuracy"]] = 100 * np.array(scores)
-    results.append(frame)
+    accuracies = lab.accuracies(features, {n: split.targets for n, split in splits.items()})
+    results.append(fitted.runs.assign(method=method).join(accuracies))
     gradients.append(fitted.logged["gradient"].sum(1))  # over steps: (runs, 3, bins)
 
 results = pd.concat(results, ignore_index=True)

@@ -58,3 +58,31 @@ def test_effective_rank():
     assert lab.effective_rank(torch.eye(5)).item() == pytest.approx(5)
     assert lab.effective_rank(torch.ones(9, 4)).item() == pytest.approx(1)
     assert lab.effective_rank(torch.zeros(9, 4)).item() == 1
+
+
+@pytest.mark.parametrize("judge", [lab.linear_probe, lab.k_nearest_neighbours], ids=["probe", "neighbours"])
+def test_accuracies_are_those_of_each_run_alone(judge):
+    draw = torch.Generator().manual_seed(0)
+    features = {name: torch.randn(3, n, 4, generator=draw) for name, n in {"train": 30, "test": 20, "more": 10}.items()}
+    targets = {name: torch.randint(0, 3, (each.shape[1],), generator=draw) for name, each in features.items()}
+    frame = lab.accuracies(features, {**targets, "another": targets["test"]}, judge=judge)
+    assert list(frame) == ["test accuracy", "more accuracy"]
+    for run in range(3):
+        tests = [(features[name][run], targets[name]) for name in ("test", "more")]
+        assert frame.loc[run].tolist() == [100 * a for a in judge(features["train"][run], targets["train"], *tests)]
+
+
+def test_accuracies_hand_options_to_the_judge():
+    features = {"train": torch.tensor([[[1.0, 0], [1, 0.1], [0, 1]]]), "test": torch.tensor([[[0.1, 1.0]]])}
+    targets = {"train": torch.tensor([0, 0, 1]), "test": torch.tensor([1])}
+    score = [
+        lab.accuracies(features, targets, judge=lab.k_nearest_neighbours, neighbours=k).loc[0, "test accuracy"]
+        for k in (1, 3)
+    ]
+    assert score == [100, 0]
+
+
+@pytest.mark.parametrize(("features", "targets"), [(["test"], ["train", "test"]), (["train", "test"], ["train"])])
+def test_accuracies_need_both_of_every_split(features, targets):
+    with pytest.raises(ValueError, match=r"(train|test): expected features and targets of this split, got"):
+        lab.accuracies(dict.fromkeys(features, torch.ones(1, 2, 2)), dict.fromkeys(targets, torch.tensor([0, 1])))

@@ -1,5 +1,7 @@
 """Views of pictures and signals: what they do, one by one and mapped over runs."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -70,3 +72,20 @@ def test_signals_without_change_and_their_noise():
     tall = lab.SignalViews((2000, 1, 8), scale=0.5, noise=0)
     factors = tall.apply({"inputs": torch.ones(2000, 1, 8)} | drawn(tall))["first"]
     assert (factors == factors[..., :1]).all() and factors.std().item() == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("views", "inputs"),
+    [
+        (lab.Views((2, 1, 8, 8), shift=2), torch.rand(5, 1, 8, 8)),
+        (lab.SignalViews((2, 3, 16), segments=4), torch.rand(5, 3, 16)),
+    ],
+    ids=["pictures", "signals"],
+)
+def test_once_is_one_step_for_any_number_of_inputs(views, inputs):
+    seen = views.once(inputs, torch.Generator().manual_seed(3))
+    wider = dataclasses.replace(views, shape=tuple(inputs.shape))
+    drawn = wider.draw(torch.Generator().manual_seed(3), 1)
+    step = wider.apply({"inputs": inputs, **{name: value[0] for name, value in drawn.items()}})
+    assert seen.keys() == step.keys() == {"first", "second"}
+    assert all(torch.equal(seen[name], step[name]) for name in seen)

@@ -110,7 +110,7 @@ def test_filters_and_sorting_work_together_and_are_cleared(open_page, table):
     form.get_by_label("Part").select_option(value=part)
     some = some[some["part"] == part]
     page.locator(".lossbook-board thead button", has_text="Result").click()
-    assert places(page) == list(some.sort_values("effect")["page"])
+    assert places(page) == list(some.sort_values("effect", kind="stable")["page"])
     settled(page, f"kind=claim&verdict={verdict}&part={part}&sort=result$")
     form.get_by_role("button", name="Clear").click()
     assert form.locator("[role=status]").inner_text() == f"{len(table):,} of {len(table):,} entries"

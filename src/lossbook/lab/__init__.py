@@ -14,7 +14,7 @@ if "OMP_NUM_THREADS" not in os.environ:
 
 from lossbook.lab.data import DataError, Dataset, load
 from lossbook.lab.data.text import Pairs, load_pairs, path_similarity
-from lossbook.lab.evaluate import accuracy, effective_rank, k_nearest_neighbours, linear_probe, retrieval
+from lossbook.lab.evaluate import accuracies, accuracy, effective_rank, k_nearest_neighbours, linear_probe, retrieval
 from lossbook.lab.fitting import Fitted, Model, NonFiniteError, choose_device, fit, grid, moving_average
 from lossbook.lab.ledger import CheckFailed, Claim, Ledger, Table, max_error
 from lossbook.lab.nets import EncoderProjector, cnn, mlp
@@ -38,6 +38,7 @@ __all__ = [
     "SignalViews",
     "Table",
     "Views",
+    "accuracies",
     "accuracy",
     "best_setting",
     "choose_device",

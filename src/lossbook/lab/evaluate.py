@@ -1,13 +1,16 @@
 """What a trained network is worth. Scores are shares in [0, 1], unless said otherwise."""
 
 import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["accuracy", "effective_rank", "k_nearest_neighbours", "linear_probe", "retrieval"]
+__all__ = ["accuracies", "accuracy", "effective_rank", "k_nearest_neighbours", "linear_probe", "retrieval"]
 
 
 def accuracy(logits: Float[Tensor, "*runs n k"], targets: Int[Tensor, " n"]) -> Float[Tensor, "*runs"]:
@@ -53,6 +56,35 @@ def k_nearest_neighbours(
 
     model = KNeighborsClassifier(neighbours, metric="cosine").fit(_array(features), _array(targets))
     return [float(model.score(_array(x), _array(y))) for x, y in tests]
+
+
+def accuracies(
+    features: Mapping[str, Float[Tensor, "runs n d"]],
+    targets: Mapping[str, Int[Tensor, " n"]],
+    *,
+    judge: Callable[..., list[float]] = linear_probe,
+    **options: Any,
+) -> pd.DataFrame:
+    """How well every run's features tell classes apart, in per cent: a row a run, a column "<split> accuracy" a split.
+
+    Args:
+        features: by split: "train", which the judge learns from, and the splits that it is asked about.
+        targets: by split; others than those of `features` are not looked at.
+        judge: `linear_probe` or `k_nearest_neighbours`.
+        options: of the judge.
+
+    Raises:
+        ValueError: if there are no features of "train", or no targets for a split.
+    """
+    for name in ("train", *features):
+        if name not in features or name not in targets:
+            raise ValueError(f"{name}: expected features and targets of this split, got {[*features]} and {[*targets]}")
+    asked = [name for name in features if name != "train"]
+    scores = [
+        judge(features["train"][run], targets["train"], *((features[n][run], targets[n]) for n in asked), **options)
+        for run in range(len(features["train"]))
+    ]
+    return pd.DataFrame(100 * np.array(scores), columns=[f"{name} accuracy" for name in asked])
 
 
 def retrieval(

@@ -1,7 +1,7 @@
 """Random views of pictures and signals, drawn apart from being applied, so that stacked runs can share one call."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -48,8 +48,18 @@ def _seen(views: list[Tensor], batch: Mapping[str, Tensor], drawn: tuple[str, ..
     return {**named, **rest}
 
 
+class _Drawn:
+    """What views of pictures and of signals have in common."""
+
+    def once(self, inputs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Views of these inputs, however many, drawn once: outside training, where every run sees the same."""
+        views = replace(self, shape=tuple(inputs.shape))
+        drawn = {name: value[0] for name, value in views.draw(generator, 1).items()}
+        return views.apply({"inputs": inputs, **drawn})
+
+
 @dataclass(frozen=True)
-class Views:
+class Views(_Drawn):
     """Views of every picture: moved, with Gaussian noise, and with some pixels set to zero.
 
     Attributes:
@@ -86,7 +96,7 @@ class Views:
 
 
 @dataclass(frozen=True)
-class SignalViews:
+class SignalViews(_Drawn):
     """Views of every signal: segments in another order, each channel stretched in height, with Gaussian noise.
 
     Attributes:

@@ -21,7 +21,7 @@ def reduce(values: Tensor, reduction: Reduction) -> Tensor:
         return values.sum()
     if reduction == "none":
         return values
-    raise ValueError(f'reduction: expected "mean", "sum" or "none", got {reduction!r}')
+    raise ValueError(f"reduction: expected 'mean', 'sum' or 'none', got {reduction!r}")
 
 
 def floating(name: str, value: object) -> Tensor:
@@ -31,6 +31,63 @@ def floating(name: str, value: object) -> Tensor:
     if not value.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor, got {value.dtype}")
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def shaped(name: str, value: object, shape: str) -> Tensor:
+    """As `floating`, and of a shape such as "n d": the same letter is the same number, and none is 0."""
+    value = floating(name, value)
+    letters = shape.split()
+    sizes = dict(zip(letters, value.shape, strict=False))
+    if 0 in value.shape or tuple(value.shape) != tuple(sizes.get(letter) for letter in letters):
+        wanted = f"({letters[0]},)" if len(letters) == 1 else f"({', '.join(letters)})"
+        raise ValueError(f"{name}: expected shape {wanted}, no dimension of it 0, got {tuple(value.shape)}")
+    return value
+
+
+def indices(name: str, value: object, *shape: int | str) -> None:
+    """ValueError unless the value is a tensor of whole numbers of this shape, in which a letter is any number but 0."""
+    if isinstance(value, Tensor):
+        fits = value.ndim == len(shape) and all(
+            have > 0 if isinstance(want, str) else have == want for have, want in zip(value.shape, shape, strict=True)
+        )
+        got = f"{value.dtype} of shape {tuple(value.shape)}"
+        if fits and not value.is_floating_point() and not value.is_complex() and value.dtype != torch.bool:
+            return
+    else:
+        got = type(value).__name__
+    wanted = f"({shape[0]},)" if len(shape) == 1 else f"({', '.join(map(str, shape))})"
+    raise ValueError(f"{name}: expected whole numbers of shape {wanted}, got {got}")
+
+
+def one_of(name: str, value: object, *allowed: str) -> None:
+    """ValueError unless the value is one of these words."""
+    if value not in allowed:
+        raise ValueError(f"{name}: expected {', '.join(map(repr, allowed[:-1]))} or {allowed[-1]!r}, got {value!r}")
+
+
+def whole(name: str, value: object, least: int = 1, most: int | None = None) -> None:
+    """ValueError unless the value is a Python integer within these limits."""
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    if not fits or (most is not None and value > most):
+        limits = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name}: expected a whole number {limits}, got {value!r}")
+
+
+def number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> None:
+    """ValueError unless the number is finite and within these limits; of a tensor only dtype and shape are checked."""
+    if isinstance(value, Tensor):
+        positive(name, value)
+        return
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not fits or not least <= value <= most:
+        limits = (
+            f" from {least:g} to {most:g}"
+            if most < math.inf
+            else f" of at least {least:g}"
+            if least > -math.inf
+            else ""
+        )
+        raise ValueError(f"{name}: expected a finite number{limits}, got {value!r}")
 
 
 def positive(name: str, value: object) -> None:

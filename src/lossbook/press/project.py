@@ -66,12 +66,16 @@ class Project:
 
     @functools.cached_property
     def catalogue(self) -> dict[str, dict[str, str]]:
-        """The rows of book/catalogue.csv by slug."""
+        """The rows of book/catalogue.csv by slug, without what some say in parentheses behind authors and year."""
         path = self.root / "book" / "catalogue.csv"
         if not path.is_file():
             return {}
         with open(path, encoding="utf-8", newline="") as file:
-            return {row["slug"]: row for row in csv.DictReader(file)}
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            row["authors"] = re.sub(r"\s*\([^()]*\)(?=,|$)", "", row.get("authors") or "")
+            row["year"] = (row.get("year") or "")[:4]
+        return {row["slug"]: row for row in rows}
 
     @functools.cached_property
     def _bibliography(self) -> dict[str, str]:
@@ -115,10 +119,9 @@ class Project:
             if slug in papers:
                 raise Refused(f"two notebooks are called {slug}: {papers[slug].source} and notebooks/{part}/{slug}.py")
             row = self.catalogue.get(slug, {})
-            # Some rows have remarks in parentheses.
-            authors, year = re.sub(r"\s*\([^()]*\)(?=,|$)", "", row.get("authors", "")), row.get("year", "")[:4]
             title = row.get("title") or (self.part_title(part) if slug == part else slug.replace("_", " "))
-            papers[slug] = Paper(part, slug, script, title, authors, year, row.get("arxiv", ""))
+            about = (row.get(key, "") for key in ("authors", "year", "arxiv"))
+            papers[slug] = Paper(part, slug, script, title, *about)
         return papers
 
     def paper(self, slug: str) -> Paper:

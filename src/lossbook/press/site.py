@@ -21,6 +21,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 from lossbook.press.errors import PressError
+from lossbook.press.pages.model import EXTRA
 from lossbook.press.project import Project
 
 # Of the source that a site was rendered from, within the site.
@@ -29,8 +30,6 @@ DIGEST = ".source"
 STATE = "state"
 # Beside Sphinx's doctrees, from our builder: what pages see of each other.
 SEEN = "seen.txt"
-# Of the source, beside pages: files that are copied into the site as they are.
-EXTRA = "extra"
 
 
 def current(project: Project, source: Path) -> bool:

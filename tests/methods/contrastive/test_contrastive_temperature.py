@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, pair, rejects, unhooked
+from support import agree, extreme, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     hard_info_nce,
@@ -251,18 +251,7 @@ def test_two_poles_are_as_good_as_it_gets_for_the_simple_loss():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("case", ["equal", "opposite", "all the same", "zero row", "single"])
 def test_extreme_embeddings_stay_finite(case, dtype, share):
-    x, y = (value.detach() for value in pair(dtype=dtype))
-    if case == "equal":
-        y = x.clone()
-    elif case == "opposite":
-        y = -x
-    elif case == "all the same":
-        x = y = x[:1].expand_as(x)
-    elif case == "single":
-        x, y = x[:1], y[:1]
-    else:
-        x[0] = 0
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    x, y = extreme(case, dtype)
     for loss in (hard_info_nce(x, y, temperature=0.01, share=share), simple_contrastive(x, y, share=share)):
         assert loss.isfinite()
         assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (x, y)))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss
-from support import agree, pair, rejects, unhooked
+from support import agree, extreme, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     decoupled_contrastive,
@@ -180,16 +180,7 @@ def test_gradcheck(loss):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("case", ["equal", "opposite", "all the same", "zero row", "sharp"])
 def test_extremes_stay_finite(loss, case, dtype):
-    x, y = (value.detach() for value in pair(dtype=dtype))
-    if case == "equal":
-        y = x.clone()
-    elif case == "opposite":
-        y = -x
-    elif case == "all the same":
-        x = y = x[:1].expand_as(x)
-    elif case == "zero row":
-        x[0] = 0
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    x, y = extreme(case, dtype)
     value = loss(x, y, temperature=1e-3 if case == "sharp" else 0.1)
     assert value.isfinite() and value.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     gradients = torch.autograd.grad(value, (x, y))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
-from support import agree, pair, rejects, unhooked
+from support import agree, extreme, pair, rejects, unhooked
 from torch import nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
@@ -282,16 +282,7 @@ def test_the_accountant_against_the_exact_gaussian_mechanism():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("case", ["equal", "opposite", "all the same", "zero row"])
 def test_extreme_embeddings_stay_finite(case, dtype):
-    x, y = (value.detach() for value in pair(dtype=dtype))
-    if case == "equal":
-        y = x.clone()
-    elif case == "opposite":
-        y = -x
-    elif case == "all the same":
-        x = y = x[:1].expand_as(x)
-    else:
-        x[0] = 0
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    x, y = extreme(case, dtype)
     norms = torch.zeros(8, 8, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     norms[0] = 1e30
     loss = logit_dp_loss(x, y, norms, temperature=0.01)

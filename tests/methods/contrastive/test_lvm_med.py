@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment, quadratic_assignment
-from support import annotations_unchecked, pair, rejects, unhooked
+from support import annotations_unchecked, extreme, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     Edges,
@@ -223,21 +223,7 @@ def whole(x, y, k=2, **options):
     "case", ["random", "equal", "opposite", "all the same", "duplicates", "zero row", "huge", "tiny"]
 )
 def test_extreme_embeddings_stay_finite(case, dtype):
-    x, y = (each.detach() for each in pair(dtype=dtype))
-    if case == "equal":
-        y = x.clone()
-    elif case == "opposite":
-        y = -x
-    elif case == "all the same":
-        x = y = x[:1].expand_as(x)
-    elif case == "duplicates":
-        x, y = x[[0, 0, 1, 1, 2, 2]], x[[0, 0, 1, 1, 2, 2]]
-    elif case == "zero row":
-        x[0] = 0
-    elif case in ("huge", "tiny"):
-        factor = 1e3 if dtype == torch.float16 else 1e20
-        x, y = (x * factor, y * factor) if case == "huge" else (x / factor, y / factor)
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    x, y = extreme(case, dtype)
     loss = whole(x, y, noise=0.1, generator=torch.Generator().manual_seed(0))
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert loss.isfinite() and 0 <= loss <= 2 * len(x)

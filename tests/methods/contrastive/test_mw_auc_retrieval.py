@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score
-from support import agree, pair, rejects, unhooked
+from support import agree, extreme, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     info_nce,
@@ -181,19 +181,7 @@ def test_without_negatives_there_is_nothing_to_lose(pool):
 @pytest.mark.parametrize("case", ["equal", "opposite", "all the same", "zero row", "huge", "tiny"])
 @pytest.mark.parametrize("pool", ["batch", "query"])
 def test_extreme_embeddings_stay_finite(case, pool, dtype):
-    x, y = (value.detach() for value in pair(dtype=dtype))
-    if case == "equal":
-        y = x.clone()
-    elif case == "opposite":
-        y = -x
-    elif case == "all the same":
-        x = y = x[:1].expand_as(x)
-    elif case == "zero row":
-        x[0] = 0
-    else:
-        power = 3 if dtype == torch.float16 else 15
-        x, y = (value * 10.0 ** (power if case == "huge" else -power) for value in (x, y))
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    x, y = extreme(case, dtype)
     t = torch.tensor(0.01, dtype=torch.float64 if dtype == torch.float64 else torch.float32, requires_grad=True)
     loss = mann_whitney_loss(x, y, temperature=t, pool=pool)
     assert loss.isfinite() and loss >= 0

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, pair, rejects, unhooked
+from support import agree, extreme, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import log_odds, temperature_free_info_nce
 
@@ -77,18 +77,7 @@ def test_loss_vanishes_with_agreement_and_is_log_n_without():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 @pytest.mark.parametrize("case", ["equal", "opposite", "all the same", "duplicates", "zero row"])
 def test_extreme_embeddings_stay_finite(case, dtype):
-    x, y = (value.detach() for value in pair(dtype=dtype))
-    if case == "equal":
-        y = x.clone()
-    elif case == "opposite":
-        y = -x
-    elif case == "all the same":
-        x = y = x[:1].expand_as(x)
-    elif case == "duplicates":
-        x, y = x[[0, 0, 1, 1]], x[[0, 0, 1, 1]]
-    else:
-        x[0] = 0
-    x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+    x, y = extreme(case, dtype)
     loss = temperature_free_info_nce(x, y, symmetric=True)
     assert loss.isfinite() and loss >= 0
     assert all(g.isfinite().all() for g in torch.autograd.grad(loss, (x, y)))

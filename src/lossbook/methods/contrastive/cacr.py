@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods._validate import Reduction, floating, number, positive, reduce, shaped
 from lossbook.methods.contrastive.common import by_rows, inner_products, unit
 
 __all__ = [
@@ -37,7 +37,7 @@ def conditional_weights(costs: Float[Tensor, "*n k"], *, scale: Scale) -> Float[
     Source:
         Zheng et al. (2021), arXiv:2105.03746, the definition of $\pi^\pm$.
     """
-    _finite("scale", scale)
+    number("scale", scale)
     return torch.softmax(scale * floating("costs", costs), -1)
 
 
@@ -70,11 +70,11 @@ def contrastive_attraction(
         Zheng et al. (2021), arXiv:2105.03746; queries as in `small_scale_experiments/losses` of the authors' code,
         which does not detach.
     """
-    _nonnegative("scale", scale)
+    number("scale", scale, least=0.0)
     views = _checked(views)
-    number = len(views)
+    count = len(views)
     costs = (views[:, None] - views).square().sum(-1)  # (v, v, n)
-    own = torch.eye(number, dtype=torch.bool, device=views.device)[..., None]
+    own = torch.eye(count, dtype=torch.bool, device=views.device)[..., None]
     weights = torch.softmax((scale * costs).masked_fill(own, -math.inf), 1)
     if detach:
         weights = weights.detach()
@@ -119,7 +119,7 @@ def contrastive_repulsion(
         Zheng et al. (2021), arXiv:2105.03746; pairs as in `small_scale_experiments/losses` of the authors' code, which
         does not detach.
     """
-    _nonnegative("scale", scale)
+    number("scale", scale, least=0.0)
 
     def losses(costs, own):
         weights = torch.softmax((-scale * costs).masked_fill(own, -math.inf), -1)
@@ -167,10 +167,10 @@ def cacr(
     Source:
         Zheng et al. (2021), arXiv:2105.03746.
     """
-    _nonnegative("positive_scale", positive_scale)
-    _nonnegative("negative_scale", negative_scale)
-    _nonnegative("attraction", attraction)
-    _nonnegative("repulsion", repulsion)
+    number("positive_scale", positive_scale, least=0.0)
+    number("negative_scale", negative_scale, least=0.0)
+    number("attraction", attraction, least=0.0)
+    number("repulsion", repulsion, least=0.0)
     pull = contrastive_attraction(views, scale=positive_scale, detach=detach, reduction="none")
     push = contrastive_repulsion(
         views, scale=negative_scale, detach=detach, symmetric=symmetric, rows=rows, reduction="none"
@@ -205,7 +205,7 @@ def rbf_repulsion(
     Source:
         The alternative in `small_scale_experiments/losses` of the code of Zheng et al. (2021), which does not detach.
     """
-    _nonnegative("scale", scale)
+    number("scale", scale, least=0.0)
     positive("width", width)
 
     def logs(costs, own):
@@ -241,9 +241,9 @@ def cacr_from_cosines(
     """
     if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or len(cosines) < 2:
         raise ValueError(f"cosines: expected shape (n, n) with n at least 2, got {tuple(cosines.shape)}")
-    _nonnegative("negative_scale", negative_scale)
-    _nonnegative("attraction", attraction)
-    _nonnegative("repulsion", repulsion)
+    number("negative_scale", negative_scale, least=0.0)
+    number("attraction", attraction, least=0.0)
+    number("repulsion", repulsion, least=0.0)
     costs = 2 - 2 * cosines
     own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
     weights = torch.softmax((-negative_scale * costs).masked_fill(own, -math.inf), -1)
@@ -255,17 +255,17 @@ def cacr_from_cosines(
 def _over_pairs(losses, views: Float[Tensor, "v n d"], symmetric: bool, rows: int | None) -> Float[Tensor, "n p"]:
     """`losses(costs (p, m, n), own)` of each thing and pair of views, this many things at a time."""
     views = _checked(views)
-    number, n, _ = views.shape
+    count, n, _ = views.shape
     if n < 2:
         raise ValueError(f"views: expected at least two things, each other's negatives, got {n}")
-    pairs = list(combinations(range(number), 2))
+    pairs = list(combinations(range(count), 2))
     if symmetric:
         pairs += [(b, a) for a, b in pairs]
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
     keys, width = views[second], views.shape[-1]
 
     def block(some, index):
-        queries = some.unflatten(1, (number, width)).movedim(1, 0)
+        queries = some.unflatten(1, (count, width)).movedim(1, 0)
         own = index[:, None] == torch.arange(n, device=index.device)
         return losses(2 - 2 * inner_products(queries[first], keys), own).mT
 
@@ -275,24 +275,7 @@ def _over_pairs(losses, views: Float[Tensor, "v n d"], symmetric: bool, rows: in
 
 def _checked(views: Float[Tensor, "v n d"]) -> Float[Tensor, "v n d"]:
     """Unit embeddings in at least float32; ValueError if there are no two views, or nothing in them."""
-    views = floating("views", views)
-    if views.ndim != 3 or views.shape[0] < 2 or 0 in views.shape:
-        raise ValueError(
-            f"views: expected shape (v, n, d) with v at least 2, n and d at least 1, got {tuple(views.shape)}"
-        )
+    views = shaped("views", views, "v n d")
+    if len(views) < 2:
+        raise ValueError(f"views: expected at least two views of each thing, got shape {tuple(views.shape)}")
     return unit(views)
-
-
-def _finite(name: str, value: object) -> None:
-    """ValueError unless the number is finite; of a tensor only dtype and shape are checked."""
-    if isinstance(value, Tensor):
-        positive(name, value)
-    elif not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")
-
-
-def _nonnegative(name: str, value: object) -> None:
-    """ValueError unless the number is finite and at least 0; of a tensor only dtype and shape are checked."""
-    _finite(name, value)
-    if not isinstance(value, Tensor) and value < 0:
-        raise ValueError(f"{name}: expected a number of at least 0, got {value}")

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods._validate import Reduction, floating, indices, positive, reduce, shaped, whole
 
 __all__ = ["alignment", "cosine_similarity", "info_nce", "nt_xent", "pair_gradients", "uniformity", "vic_reg"]
 
@@ -28,9 +28,7 @@ def paired(
             at least one row and one column.
     """
     for name, value in zip(names, (queries, keys), strict=True):
-        floating(name, value)
-        if value.ndim != 2 or 0 in value.shape:
-            raise ValueError(f"{name}: expected shape (n, d) with n and d at least 1, got {tuple(value.shape)}")
+        shaped(name, value, "n d")
     for what in ("shape", "dtype", "device"):
         expected, got = getattr(queries, what), getattr(keys, what)
         if expected != got:
@@ -101,8 +99,8 @@ def by_rows(
     Raises:
         ValueError: if `rows` is not a positive whole number.
     """
-    if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
-        raise ValueError(f"rows: expected a positive whole number or None, got {rows!r}")
+    if rows is not None:
+        whole("rows", rows)
     index = torch.arange(len(queries), device=queries.device)
     if rows is None or rows >= len(queries):
         return losses(queries, index)
@@ -148,7 +146,8 @@ def info_nce(
     """
     positive("temperature", temperature)
     queries, keys = paired(queries, keys)
-    check_groups(groups, len(queries))
+    if groups is not None:
+        indices("groups", groups, len(queries))
     queries, keys = unit(queries), unit(keys)
 
     def logits(some, others, index):
@@ -172,15 +171,6 @@ def info_nce(
     if symmetric:
         losses = (losses + one_way(keys, queries)) / 2
     return reduce(losses, reduction)
-
-
-def check_groups(groups: object, n: int) -> None:
-    """ValueError unless there is a whole number for each pair, or None."""
-    if groups is None:
-        return
-    if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.shape != (n,):
-        got = f"{groups.dtype} of shape {tuple(groups.shape)}" if isinstance(groups, Tensor) else type(groups).__name__
-        raise ValueError(f"groups: expected whole numbers of shape ({n},), got {got}")
 
 
 def two_view_terms(

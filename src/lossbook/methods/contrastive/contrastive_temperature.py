@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods._validate import Reduction, floating, indices, positive, reduce, shaped
 from lossbook.methods.contrastive.common import by_rows, inner_products, paired, unit
 
 __all__ = ["hard_info_nce", "relative_penalties", "simple_contrastive", "tolerance"]
@@ -180,11 +180,11 @@ def tolerance(
     Source:
         Wang and Liu (2020), arXiv:2012.09740, eq. 11.
     """
-    embeddings = _matrix("embeddings", embeddings)
+    embeddings = shaped("embeddings", embeddings, "n d")
     n = len(embeddings)
     if n < 2:
         raise ValueError(f"embeddings: expected at least two rows, got {n}")
-    _check_index("targets", targets, n)
+    indices("targets", targets, n)
     embeddings = unit(embeddings)
 
     def sums(some, index):
@@ -225,31 +225,19 @@ def _diagonal(cosines):
     return torch.arange(len(cosines), device=cosines.device)
 
 
-def _matrix(name, value):
-    value = floating(name, value)
-    if value.ndim != 2 or 0 in value.shape:
-        raise ValueError(f"{name}: expected shape (n, d) with n and d at least 1, got {tuple(value.shape)}")
-    return value
-
-
 def _candidates(queries, keys, positives):
     """Unit queries and keys, and the row of each query's positive."""
     if positives is None:
         queries, keys = paired(queries, keys)
         return unit(queries), unit(keys), _diagonal(queries)
-    if _matrix("queries", queries).shape[1] != _matrix("keys", keys).shape[1] or queries.dtype != keys.dtype:
+    given = [getattr(value, "dtype", None) for value in (queries, keys)]
+    queries, keys = shaped("queries", queries, "n d"), shaped("keys", keys, "m d")
+    if queries.shape[1] != keys.shape[1] or given[0] != given[1]:
         raise ValueError(
-            f"keys: expected {queries.shape[1]} columns of {queries.dtype} as in queries, "
-            f"got {keys.shape[1]} of {keys.dtype}"
+            f"keys: expected {queries.shape[1]} columns of {given[0]} as in queries, got {keys.shape[1]} of {given[1]}"
         )
-    _check_index("positives", positives, len(queries))
-    return unit(_matrix("queries", queries)), unit(_matrix("keys", keys)), positives
-
-
-def _check_index(name, value, n):
-    if not isinstance(value, Tensor) or value.is_floating_point() or value.shape != (n,):
-        got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name}: expected whole numbers of shape ({n},), got {got}")
+    indices("positives", positives, len(queries))
+    return unit(queries), unit(keys), positives
 
 
 def _check_share(share):

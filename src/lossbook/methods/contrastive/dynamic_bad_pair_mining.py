@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods._validate import Reduction, floating, one_of, positive, reduce, shaped, whole
 
 __all__ = [
     "LossStatistics",
@@ -56,8 +56,7 @@ def pair_memory(n: int, *, device: torch.device | str | None = None, dtype: torc
     Source:
         Lan, Yan, Hong and Feng (2024), arXiv:2302.03357: the memory of losses, as running means.
     """
-    if not isinstance(n, int) or isinstance(n, bool) or n < 1:
-        raise ValueError(f"n: expected a positive whole number, got {n!r}")
+    whole("n", n)
     return PairMemory(
         torch.full((n,), math.nan, device=device, dtype=dtype), torch.zeros(n, device=device, dtype=dtype)
     )
@@ -90,7 +89,7 @@ def record_losses(
         The paper keeps a table of all losses and averages its rows; the running form is the same mean.
     """
     positive("gain", gain)
-    losses = _vector("losses", losses).detach()
+    losses = shaped("losses", losses, "n").detach()
     if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != losses.shape:
         got = f"{index.dtype} of shape {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
         raise ValueError(f"index: expected whole numbers of shape {tuple(losses.shape)}, got {got}")
@@ -115,7 +114,7 @@ def loss_statistics(averages: Float[Tensor, " n"]) -> LossStatistics:
     Source:
         Lan, Yan, Hong and Feng (2024), arXiv:2302.03357: mean and deviation of the histories.
     """
-    averages = _vector("averages", averages).detach()
+    averages = shaped("averages", averages, "n").detach()
     seen = ~averages.isnan()
     number = seen.sum()
     mean = (torch.where(seen, averages, 0) / number).sum()
@@ -149,7 +148,7 @@ def bad_pairs(
     Source:
         Lan, Yan, Hong and Feng (2024), arXiv:2302.03357: the two thresholds.
     """
-    averages = _vector("averages", averages).detach()
+    averages = shaped("averages", averages, "n").detach()
     _cut("noisy_cut", noisy_cut)
     _cut("faulty_cut", faulty_cut)
     mean, deviation = statistics
@@ -183,10 +182,9 @@ def pair_weights(
     Source:
         Lan, Yan, Hong and Feng (2024), arXiv:2302.03357, transformation module; the other forms are ours.
     """
-    if form not in FORMS:
-        raise ValueError(f"form: expected one of {', '.join(FORMS)}, got {form!r}")
-    losses = _vector("losses", losses).detach()
-    averages = _vector("averages", averages)
+    one_of("form", form, *FORMS)
+    losses = shaped("losses", losses, "n").detach()
+    averages = shaped("averages", averages, "n")
     if averages.shape != losses.shape:
         raise ValueError(f"averages: expected the shape of losses, {tuple(losses.shape)}, got {tuple(averages.shape)}")
     noisy, faulty = bad_pairs(averages, statistics, noisy_cut=noisy_cut, faulty_cut=faulty_cut)
@@ -239,14 +237,6 @@ def dynamic_bad_pair_loss(
     """
     weights = pair_weights(losses, averages, statistics, noisy_cut=noisy_cut, faulty_cut=faulty_cut, form=form)
     return reduce(weights * floating("losses", losses), reduction)
-
-
-def _vector(name: str, value: object) -> Tensor:
-    """The vector in at least float32; ValueError if it is none or empty."""
-    value = floating(name, value)
-    if value.ndim != 1 or not len(value):
-        raise ValueError(f"{name}: expected a vector with at least one entry, got shape {tuple(value.shape)}")
-    return value
 
 
 def _cut(name: str, value: object) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from lossbook.methods._validate import floating, positive
+from lossbook.methods._validate import floating, number, one_of, positive, shaped, whole
 from lossbook.methods.contrastive.common import cosine_similarity, paired, unit
 
 __all__ = [
@@ -63,8 +63,9 @@ def logit_dp_sensitivity(
     """
     positive("clip", clip)
     positive("temperature", temperature)
-    if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
-        raise ValueError(f"n: expected a positive whole number or None, got {n!r}")
+    one_of("form", form, "derived", "published", "code")
+    if n is not None:
+        whole("n", n)
     # Divided by E, so that small temperatures do not overflow.
     inverse = math.exp(-2 / temperature)
     others = math.inf if n is None else float(n - 1)
@@ -80,9 +81,7 @@ def logit_dp_sensitivity(
         return 2 * clip / temperature * (own + column(others, others))
     if form == "published":
         return 2 * clip / temperature * (1 + column(others, max(0.0, others - 1)))
-    if form == "code":
-        return clip * (1 + min(2 * column(others, others + 1), 2 * (others + 1)))
-    raise ValueError(f'form: expected "derived", "published" or "code", got {form!r}')
+    return clip * (1 + min(2 * column(others, others + 1), 2 * (others + 1)))
 
 
 def logit_dp_influence(
@@ -111,7 +110,7 @@ def logit_dp_influence(
     """
     positive("clip", clip)
     positive("temperature", temperature)
-    shares = torch.softmax(_square("cosines", cosines) / temperature, 1)
+    shares = torch.softmax(shaped("cosines", cosines, "n n") / temperature, 1)
     own = shares.diagonal()
     return 2 * clip / temperature * (1 - 2 * own + shares.sum(0))
 
@@ -146,7 +145,7 @@ def logit_dp_weights(
     """
     positive("clip", clip)
     positive("temperature", temperature)
-    logits = _square("similarities", similarities) / temperature
+    logits = shaped("similarities", similarities, "n n") / temperature
     n = len(logits)
     on_diagonal = torch.eye(n, dtype=logits.dtype, device=logits.device)
     if members is None:
@@ -255,10 +254,9 @@ def pair_gradient_norms(
     """
     if first.shape != second.shape:
         raise ValueError(f"second: expected the shape of first, {tuple(first.shape)}, got {tuple(second.shape)}")
-    if rows is not None and (not isinstance(rows, int) or isinstance(rows, bool) or rows < 1):
-        raise ValueError(f"rows: expected a positive whole number or None, got {rows!r}")
-    if route not in ("auto", "linear", "jacobian"):
-        raise ValueError(f'route: expected "auto", "linear" or "jacobian", got {route!r}')
+    if rows is not None:
+        whole("rows", rows)
+    one_of("route", route, "auto", "linear", "jacobian")
     if route == "linear" and not _is_linear(encoder):
         raise ValueError(
             "encoder: expected an nn.Sequential of linear layers and modules without parameters for the route "
@@ -309,8 +307,7 @@ def logit_dp_gradient(
     Source:
         arXiv:2310.03104, Algorithm 1.
     """
-    if not isinstance(noise_multiplier, (int, float)) or not (0 <= noise_multiplier < math.inf):
-        raise ValueError(f"noise_multiplier: expected a finite number of at least 0, got {noise_multiplier!r}")
+    number("noise_multiplier", noise_multiplier, least=0.0)
     if sensitivity is None:
         sensitivity = logit_dp_sensitivity(clip=clip, temperature=temperature)
     if noise_multiplier:
@@ -401,13 +398,6 @@ def _is_linear(encoder: nn.Module) -> bool:
     return any(isinstance(part, nn.Linear) for part in encoder) and all(
         type(part) is nn.Linear or not any(True for _ in part.parameters()) for part in encoder
     )
-
-
-def _square(name: str, value: object) -> Tensor:
-    value = floating(name, value)
-    if value.ndim != 2 or value.shape[0] != value.shape[1] or not len(value):
-        raise ValueError(f"{name}: expected a square matrix with at least one row, got shape {tuple(value.shape)}")
-    return value
 
 
 def _check_members(members: object, n: int) -> None:

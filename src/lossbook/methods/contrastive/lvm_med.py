@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods._validate import Reduction, floating, indices, positive, reduce, shaped, whole
 from lossbook.methods.contrastive.common import cosine_similarity, inner_products, paired, unit
 
 __all__ = [
@@ -52,8 +52,7 @@ def nearest_rows(embeddings: Float[Tensor, "n d"], *, neighbours: int = 3) -> In
     """
     embeddings, _ = paired(embeddings, embeddings)
     n = len(embeddings)
-    if not isinstance(neighbours, int) or isinstance(neighbours, bool) or not 1 <= neighbours < n:
-        raise ValueError(f"neighbours: expected a whole number from 1 to {n - 1} (other rows), got {neighbours!r}")
+    whole("neighbours", neighbours, most=n - 1)
     points = embeddings.detach()
     # One common factor keeps the squares from overflowing and leaves the order.
     points = points / points.abs().amax().clamp(min=torch.finfo(points.dtype).tiny)
@@ -76,7 +75,7 @@ def graph_convolution(features: Float[Tensor, "n f"], neighbours: Int[Tensor, "n
         Nguyen et al. (2023), arXiv:2306.11925, sec. 3.2.
     """
     features = floating("features", features)
-    _check_neighbours("neighbours", neighbours, len(features))
+    indices("neighbours", neighbours, len(features), "k")
     return (features + features[neighbours].sum(1)) / (neighbours.shape[1] + 1)
 
 
@@ -101,8 +100,8 @@ def edge_affinity(
         Nguyen et al. (2023), arXiv:2306.11925, sec. 3.2.
     """
     first, second = paired(first, second)
-    _check_neighbours("first_neighbours", first_neighbours, len(first))
-    _check_neighbours("second_neighbours", second_neighbours, len(first))
+    indices("first_neighbours", first_neighbours, len(first), "k")
+    indices("second_neighbours", second_neighbours, len(first), "k")
     (n, k), d = first_neighbours.shape, first.shape[1]
     if second_neighbours.shape != (n, k):
         raise ValueError(f"second_neighbours: expected shape ({n}, {k}), got {tuple(second_neighbours.shape)}")
@@ -137,8 +136,7 @@ def local_affinity(
         Nguyen et al. (2023), arXiv:2306.11925, sec. 3.2.
     """
     for name, value in (("first", first), ("second", second), ("first_positions", first_positions)):
-        if floating(name, value).ndim != 3 or 0 in value.shape:
-            raise ValueError(f"{name}: expected three dimensions, none of them 0, got shape {tuple(value.shape)}")
+        shaped(name, value, "n p d")
     n, p, d = first.shape
     for name, value, shape in (
         ("second", second, (n, p, d)),
@@ -307,18 +305,11 @@ def _shaped(name: str, value: Tensor | None, like: Tensor) -> Tensor:
     return floating(name, value).to(like.dtype)
 
 
-def _check_neighbours(name: str, value: Tensor, n: int) -> None:
-    if value.is_floating_point() or value.ndim != 2 or len(value) != n or value.shape[1] < 1:
-        raise ValueError(f"{name}: expected whole numbers of shape ({n}, k), got {value.dtype}, {tuple(value.shape)}")
-
-
 def _check_vertices(vertices: Tensor, edges: Edges | None) -> Tensor:
-    vertices = floating("vertices", vertices)
-    n = len(vertices) if vertices.ndim else 0
-    if vertices.shape != (n, n) or n == 0:
-        raise ValueError(f"vertices: expected shape (n, n) with n at least 1, got {tuple(vertices.shape)}")
+    vertices = shaped("vertices", vertices, "n n")
+    n = len(vertices)
     if edges is not None:
-        _check_neighbours("edges.first", edges.first, n)
+        indices("edges.first", edges.first, n, "k")
         k = edges.first.shape[1]
         for name, value, shape in (("second", edges.second, (n, k)), ("affinity", edges.affinity, (n, k, n, k))):
             if value.shape != shape:

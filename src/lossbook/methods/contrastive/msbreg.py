@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods._validate import Reduction, floating, number, one_of, reduce, shaped
 from lossbook.methods.contrastive.common import inner_products, unit
 
 __all__ = ["brownian", "centroid_attraction", "centroids", "msbreg", "singular_isotropy"]
@@ -61,16 +61,12 @@ def centroid_attraction(
         Moon et al. (2022), arXiv:2207.03552: abstract ("pull different image view embeddings toward their centroid")
         and introduction (a distance between centroids).
     """
+    one_of("pull", pull, "views", "centroid")
     views, targets = _checked("views", views), _checked("targets", targets)
     _like(targets, "targets", views)
     goal = unit(targets.mean(0)).detach()
-    if pull == "views":
-        views = views.mean(0)
-    elif pull == "centroid":
-        views = unit(views.mean(0))
-    else:
-        raise ValueError(f'pull: expected "views" or "centroid", got {pull!r}')
-    return reduce(2 - 2 * (views * goal).sum(-1), reduction)
+    centroids = views.mean(0) if pull == "views" else unit(views.mean(0))
+    return reduce(2 - 2 * (centroids * goal).sum(-1), reduction)
 
 
 def brownian(
@@ -133,17 +129,16 @@ def singular_isotropy(embeddings: Float[Tensor, "n d"], *, form: Form = "singula
     Source:
         Ours, after the description of the term in Moon et al. (2022), arXiv:2207.03552.
     """
+    one_of("form", form, "singular", "pairwise")
     rows = _checked("embeddings", embeddings, "n d")
     n, d = rows.shape
     rank = min(n, d)
     if form == "singular":
         # The squares and not the nuclear norm: at least 0 whatever the rounding; the difference in gradient is radial.
         return (torch.linalg.svdvals(rows) * (rank / n) ** 0.5 - 1).square().mean()
-    if form == "pairwise":
-        gram = inner_products(rows.mT, rows.mT) if d <= n else inner_products(rows, rows)
-        eye = torch.eye(rank, dtype=gram.dtype, device=gram.device)
-        return (gram * (rank / n) - eye).square().sum() / rank
-    raise ValueError(f'form: expected "singular" or "pairwise", got {form!r}')
+    gram = inner_products(rows.mT, rows.mT) if d <= n else inner_products(rows, rows)
+    eye = torch.eye(rank, dtype=gram.dtype, device=gram.device)
+    return (gram * (rank / n) - eye).square().sum() / rank
 
 
 def msbreg(
@@ -175,8 +170,8 @@ def msbreg(
     Source:
         Moon et al. (2022), arXiv:2207.03552; the singular value loss is a reconstruction.
     """
-    _weight("singular", singular)
-    _weight("brownian_weight", brownian_weight)
+    number("singular", singular, least=0.0)
+    number("brownian_weight", brownian_weight, least=0.0)
     isotropy = torch.stack([singular_isotropy(view, form=form) for view in _checked("views", views)]).mean()
     return (
         centroid_attraction(views, targets, pull=pull) + singular * isotropy + brownian_weight * brownian(views, kicks)
@@ -184,12 +179,8 @@ def msbreg(
 
 
 def _checked(name: str, value: Tensor, shape: str = "v n d") -> Tensor:
-    """Unit embeddings in at least float32; ValueError for another number of dimensions, or nothing in them."""
-    value = floating(name, value)
-    if value.ndim != len(shape.split()) or 0 in value.shape:
-        wanted = shape.replace(" ", ", ")
-        raise ValueError(f"{name}: expected shape ({wanted}) with no dimension of 0, got {tuple(value.shape)}")
-    return unit(value)
+    """Unit embeddings in at least float32."""
+    return unit(shaped(name, value, shape))
 
 
 def _like(value: Tensor, name: str, views: Tensor) -> None:
@@ -201,9 +192,3 @@ def _like(value: Tensor, name: str, views: Tensor) -> None:
         expected, got = getattr(views, what), getattr(value, what)
         if expected != got:
             raise ValueError(f"{name}: expected the {what} of views, {expected}, got {got}")
-
-
-def _weight(name: str, value: object) -> None:
-    """ValueError unless the number is finite and at least 0; of a tensor only dtype and shape are checked."""
-    if isinstance(value, Tensor) or value != 0 or isinstance(value, bool):
-        positive(name, value)

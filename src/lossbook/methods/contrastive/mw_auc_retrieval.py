@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, positive, reduce
-from lossbook.methods.contrastive.common import by_rows, check_groups, inner_products, unit
+from lossbook.methods._validate import Reduction, floating, indices, one_of, positive, reduce, shaped
+from lossbook.methods.contrastive.common import by_rows, inner_products, unit
 
 __all__ = ["mann_whitney_from_cosines", "mann_whitney_from_scores", "mann_whitney_loss"]
 
@@ -54,12 +54,9 @@ def mann_whitney_from_scores(
     """
     scores = []
     for name, value in (("positives", positives), ("negatives", negatives)):
-        value = floating(name, value)
-        if value.ndim != 1 or not len(value):
-            raise ValueError(f"{name}: expected a vector of at least one score, got shape {tuple(value.shape)}")
-        scores.append(value)
+        scores.append(shaped(name, value, "n"))
     positive("temperature", temperature)
-    _one_of("over_negatives", over_negatives, ("sum", "mean"))
+    one_of("over_negatives", over_negatives, "sum", "mean")
     positives, negatives = (value / temperature for value in scores)
     losses = _against_all(positives, negatives, rows)
     return reduce(losses / len(negatives) if over_negatives == "mean" else losses, reduction)
@@ -96,9 +93,10 @@ def mann_whitney_from_cosines(
     if cosines.ndim != 2 or not 0 < len(cosines) <= cosines.shape[1]:
         raise ValueError(f"cosines: expected shape (n, m) with m >= n >= 1, got {tuple(cosines.shape)}")
     positive("temperature", temperature)
-    check_groups(groups, cosines.shape[1])
-    _one_of("pool", pool, ("batch", "query"))
-    _one_of("over_negatives", over_negatives, ("sum", "mean"))
+    if groups is not None:
+        indices("groups", groups, cosines.shape[1])
+    one_of("pool", pool, "batch", "query")
+    one_of("over_negatives", over_negatives, "sum", "mean")
     n, m = cosines.shape
     out = torch.eye(n, m, dtype=torch.bool, device=cosines.device)
     if groups is not None:
@@ -188,8 +186,3 @@ def _against_all(
 def _logistic(positives: Float[Tensor, "n 1"], negatives: Float[Tensor, "*n m"]) -> Float[Tensor, " n"]:
     """For each positive the sum over its negatives; one of minus infinity adds nothing."""
     return F.softplus(negatives - positives, threshold=STRAIGHT).sum(1)
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name}: expected {' or '.join(map(repr, allowed))}, got {value!r}")

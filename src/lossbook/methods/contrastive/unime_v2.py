@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, positive, reduce
+from lossbook.methods._validate import Reduction, floating, indices, number, one_of, positive, reduce, shaped, whole
 from lossbook.methods.contrastive.common import unit
 
 __all__ = [
@@ -75,10 +75,10 @@ def potential_negatives(
     Source:
         arXiv:2510.13515, sec. "MLLM-as-a-Judge for hard negatives mining".
     """
-    similarities = _matrix("similarities", similarities)
+    similarities = shaped("similarities", similarities, "n m")
     n, m = similarities.shape
-    _whole("targets", targets, (n,))
-    _count("size", size, m - 1)
+    indices("targets", targets, n)
+    whole("size", size, most=m - 1)
     own = targets[:, None] == torch.arange(m, device=similarities.device)
     ranked = similarities
     if limit is not None:
@@ -124,15 +124,15 @@ def select_negatives(
         arXiv:2510.13515, sec. "MLLM-as-a-Judge for hard negatives mining". How the passes go on after the first is
         our reading of "cyclically". The official training uses the first 8 of the 10.
     """
-    scores = _matrix("scores", scores)
+    scores = shaped("scores", scores, "n m")
     n, m = scores.shape
     target_scores = floating("target_scores", target_scores)
     if target_scores.shape != (n,):
         raise ValueError(f"target_scores: expected shape ({n},), got {tuple(target_scores.shape)}")
-    _number("beta", beta)
-    _number("fallback_score", fallback_score)
-    _count("count", count, m)
-    _count("stride", stride)
+    number("beta", beta)
+    number("fallback_score", fallback_score)
+    whole("count", count, most=m)
+    whole("stride", stride)
     keep = scores <= target_scores[:, None] - beta
     kept = keep.sum(1)
     rank = keep.cumsum(1) - 1
@@ -182,14 +182,11 @@ def judge_alignment_from_cosines(
     Source:
         arXiv:2510.13515, sec. "MLLM judgment based training framework"; official code, Embedding/src/loss.py.
     """
-    cosines = _matrix("cosines", cosines)
+    cosines = shaped("cosines", cosines, "n m")
     cosines, scores = _alike("cosines", cosines, "scores", scores)
     positive("temperature", temperature)
-    _number("epsilon", epsilon)
-    if epsilon < 0:
-        raise ValueError(f"epsilon: expected a number of at least 0, got {epsilon}")
-    if divergence not in ("symmetric", "target", "model"):
-        raise ValueError(f'divergence: expected "symmetric", "target" or "model", got {divergence!r}')
+    number("epsilon", epsilon, least=0.0)
+    one_of("divergence", divergence, "symmetric", "target", "model")
     log_p, log_q = (F.log_softmax(values / temperature, dim=1) for values in (cosines, scores))
 
     def kl(log_first, log_second):
@@ -239,7 +236,7 @@ def judge_alignment(
     Source:
         arXiv:2510.13515, sec. "MLLM judgment based training framework".
     """
-    queries = _matrix("queries", queries)
+    queries = shaped("queries", queries, "n m")
     candidates = floating("candidates", candidates)
     n, d = queries.shape
     if candidates.ndim != 3 or candidates.shape[::2] != (n, d) or 0 in candidates.shape:
@@ -279,20 +276,13 @@ def reranker_loss(
     target, negative = _alike("target_log_odds", target_log_odds, "negative_log_odds", negative_log_odds)
     if target.ndim != 1 or not len(target):
         raise ValueError(f"target_log_odds: expected shape (n,) with n at least 1, got {tuple(target.shape)}")
-    logits = _matrix("position_logits", position_logits)
+    logits = shaped("position_logits", position_logits, "n m")
     if len(logits) != len(target):
         raise ValueError(f"position_logits: expected {len(target)} rows, got {len(logits)}")
-    _whole("positions", positions, (len(target),))
+    indices("positions", positions, len(target))
     pair = F.softplus(-target) + F.softplus(negative)
     listed = torch.logsumexp(logits, 1) - logits.gather(1, positions[:, None])[:, 0]
     return reduce(pair + listed, reduction)
-
-
-def _matrix(name: str, value: object) -> Tensor:
-    tensor = floating(name, value)
-    if tensor.ndim != 2 or 0 in tensor.shape:
-        raise ValueError(f"{name}: expected a matrix with at least one row and one column, got {tuple(tensor.shape)}")
-    return tensor
 
 
 def _alike(name: str, value: object, other: str, second: object) -> tuple[Tensor, Tensor]:
@@ -300,21 +290,3 @@ def _alike(name: str, value: object, other: str, second: object) -> tuple[Tensor
     if second.shape != value.shape:
         raise ValueError(f"{other}: expected the shape of {name}, {tuple(value.shape)}, got {tuple(second.shape)}")
     return value, second
-
-
-def _whole(name: str, value: object, shape: tuple[int, ...]) -> None:
-    if not isinstance(value, Tensor) or value.is_floating_point() or value.shape != shape:
-        got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{name}: expected whole numbers of shape {shape}, got {got}")
-
-
-def _count(name: str, value: object, most: int | None = None) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < 1 or (most is not None and value > most):
-        limits = "at least 1" if most is None else f"from 1 to {most}"
-        raise ValueError(f"{name}: expected a whole number {limits}, got {value!r}")
-
-
-def _number(name: str, value: object) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ValueError(f"{name}: expected a finite number, got {value!r}")

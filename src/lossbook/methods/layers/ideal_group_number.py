@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lossbook.methods._validate import floating, positive
+from lossbook.methods._validate import floating, number, positive, whole
 
 __all__ = [
     "conv_group_norm_gain",
@@ -121,7 +121,7 @@ def conv_group_norm_gain(
     size = _group_size(num_groups, in_channels=in_channels, out_channels=out_channels)
     positive("second_moment", second_moment)
     positive("pixel_ratio", pixel_ratio)
-    _within("mean_share", mean_share, 0.0, 1.0)
+    number("mean_share", mean_share, 0.0, 1.0)
     remaining = 1 - mean_share / size
     if remaining == 0:
         return math.inf
@@ -152,8 +152,8 @@ def ideal_group_number(in_features: int, out_features: int, *, second_moment: fl
     Source:
         our derivation; the paper's own closed form may differ.
     """
-    _integer("in_features", in_features, minimum=2)
-    _integer("out_features", out_features)
+    whole("in_features", in_features, least=2)
+    whole("out_features", out_features)
     positive("second_moment", second_moment)
     ratio = 2 * second_moment * in_features**2 / (out_features * (in_features - 1))
     return out_features * (ratio - 1) / (3 * ratio - 2) if ratio > 1 else 0.0
@@ -190,9 +190,9 @@ def isometric_group_number(
     Source:
         choosing groups by isometry is the paper's idea, this rule is ours.
     """
-    _integer("in_features", in_features)
-    _integer("out_features", out_features)
-    _integer("min_group_size", min_group_size)
+    whole("in_features", in_features)
+    whole("out_features", out_features)
+    whole("min_group_size", min_group_size)
     positive("second_moment", second_moment)
     if out_features < min_group_size:
         raise ValueError(f"out_features: expected at least min_group_size={min_group_size}, got {out_features}")
@@ -241,7 +241,7 @@ def measured_gain(
     """
     if floating("inputs", inputs).numel() == 0:
         raise ValueError(f"inputs: expected at least one element, got shape {tuple(inputs.shape)}")
-    _integer("samples", samples)
+    whole("samples", samples)
     with torch.enable_grad():
         x = inputs.detach().requires_grad_()
         # Running statistics move in copies of the buffers, changes in place in a copy of x.
@@ -298,10 +298,10 @@ def group_norm_backward(
     if delta.shape != y.shape:
         raise ValueError(f"grad_output: expected the shape {tuple(y.shape)} of inputs, got {tuple(delta.shape)}")
     channels = y.shape[1]
-    _integer("num_groups", num_groups)
+    whole("num_groups", num_groups)
     if channels % num_groups:
         raise ValueError(f"num_groups: expected a divisor of {channels} channels, got {num_groups}")
-    _within("eps", eps, 0.0, math.inf)
+    number("eps", eps, 0.0, math.inf)
     if weight is not None:
         scale = floating("weight", weight)
         if scale.shape != (channels,):
@@ -447,24 +447,11 @@ def _apply_rule(
     return groups
 
 
-def _integer(name: str, value: object, minimum: int = 1) -> None:
-    """ValueError unless the value is an integer of at least `minimum`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {value!r}")
-
-
-def _within(name: str, value: object, low: float, high: float) -> None:
-    """ValueError unless the value is a number in the closed interval."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not low <= value <= high:
-        raise ValueError(f"{name}: expected a number from {low} to {high}, got {value!r}")
-
-
 def _group_size(num_groups: object, **widths: object) -> int:
     """Features per group, after checking the widths (the last is that of the output) and groups."""
     for name, width in widths.items():
-        _integer(name, width)
-    _integer("num_groups", num_groups)
+        whole(name, width)
+    whole("num_groups", num_groups)
     if width % num_groups:
         raise ValueError(f"num_groups: expected a divisor of {name}={width}, got {num_groups}")
     return width // num_groups

@@ -1,6 +1,5 @@
 """All papers of the book, those that have a page and those that are planned, by part."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,9 +70,7 @@ def _item(row: dict[str, str], page: Page | None) -> Item:
         paper = page.paper
         about = (paper.part, paper.slug, paper.title, paper.authors, paper.year, paper.arxiv)
     else:
-        # Some rows have remarks in parentheses.
-        authors = re.sub(r"\s*\([^()]*\)(?=,|$)", "", row.get("authors", ""))
-        about = (row["part"], row["slug"], row["title"], authors, row.get("year", "")[:4], row.get("arxiv", ""))
+        about = tuple(row.get(key, "") for key in ("part", "slug", "title", "authors", "year", "arxiv"))
     return Item(*about, row.get("official_code", ""), page)
 
 
