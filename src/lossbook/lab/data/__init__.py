@@ -163,6 +163,7 @@ def _stratified(targets: np.ndarray, fractions: dict[str, float]) -> dict[str, n
 
 SHA256 = {
     "fashion_mnist.npz": "539a3171157fc20245985cd8d8de8a81ac6017a0859e0a56a4f704fb2e955ff8",
+    "texts.npz": "e0d1aa451120bfc46e31e92ba56eca86c29385e2af690ca5ebad5a19b0ae2d15",
     "wordnet.npz": "b5ba7c9569bb0622ef57fc90af67e9525420cebdbcd25de8d9a2ef78edebff76",
 }
 

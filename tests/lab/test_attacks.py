@@ -1,0 +1,358 @@
+"""Attacks against torchattacks on the same model, and what holds for any attack."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torchattacks
+from torch import nn
+from torchattacks.attacks.apgdt import APGDT
+
+from lossbook import lab
+
+EPSILON = 0.15
+ATTACKS = {
+    "fgsm": lambda **k: lab.fgsm(**k),
+    "pgd": lambda **k: lab.pgd(generator=draw(), restarts=2, **k),
+    "auto_pgd": lambda **k: lab.auto_pgd(generator=draw(), steps=20, **k),
+    "square": lambda **k: lab.square(generator=draw(), queries=60, **k),
+}
+
+
+def draw(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def trained(steps=60, robust=True, seed=0):
+    """A small network for digits, in double precision, trained against PGD; and test digits."""
+    train, test = (lab.load("digits", split=name) for name in ("train", "test"))
+    x, y = train.inputs.double(), train.targets
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = lab.mlp([64, 48, 10]).double()
+    adam, order = torch.optim.Adam(model.parameters(), lr=0.01), draw()
+    for _ in range(steps):
+        rows = torch.randint(len(x), (128,), generator=order)
+        seen = lab.pgd(model, x[rows], y[rows], epsilon=EPSILON, steps=4) if robust else x[rows]
+        adam.zero_grad()
+        F.cross_entropy(model(seen), y[rows]).backward()
+        adam.step()
+    return model.eval(), test.inputs[:60].double(), test.targets[:60]
+
+
+MODEL, X, Y = trained()
+
+
+def same(ours, theirs):
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+
+
+def test_fgsm_is_that_of_torchattacks():
+    same(lab.fgsm(MODEL, X, Y, epsilon=EPSILON), torchattacks.FGSM(MODEL, eps=EPSILON)(X, Y))
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_pgd_is_that_of_torchattacks(targeted):
+    theirs = torchattacks.PGD(MODEL, eps=EPSILON, alpha=0.03, steps=10)
+    goal = (Y + 3) % 10
+    if targeted:
+        theirs.set_mode_targeted_by_function(lambda _, labels: (labels + 3) % 10)
+    torch.manual_seed(1)
+    expected = theirs(X, Y)
+    torch.manual_seed(1)
+    start = torch.empty_like(X).uniform_(-EPSILON, EPSILON)
+    same(
+        lab.pgd(
+            MODEL, X, goal if targeted else Y, epsilon=EPSILON, step_size=0.03, start=start, targeted=targeted, steps=10
+        ),
+        expected,
+    )
+
+
+def test_pgd_in_l2_is_that_of_torchattacks():
+    torch.manual_seed(1)
+    expected = torchattacks.PGDL2(MODEL, eps=0.8, alpha=0.2, steps=10)(X, Y)
+    torch.manual_seed(1)
+    delta = torch.empty_like(X).normal_()
+    length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    start = delta * torch.zeros_like(length).uniform_(0, 1) / length * 0.8
+    # They add 1e-10 to the length of the gradient of a mean.
+    ours = lab.pgd(MODEL, X, Y, epsilon=0.8, step_size=0.2, start=start, norm="l2")
+    torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_pgd_on_the_divergence_is_that_of_torchattacks():
+    torch.manual_seed(1)
+    expected = torchattacks.TPGD(MODEL, eps=EPSILON, alpha=0.03, steps=10)(X, Y)
+    torch.manual_seed(1)
+    start = 0.001 * torch.randn_like(X)
+    same(lab.pgd(MODEL, X, loss="kl", epsilon=EPSILON, step_size=0.03, start=start), expected)
+
+
+def test_losses_are_those_of_torchattacks():
+    logits = torch.randn(50, 10, generator=draw(), dtype=torch.float64)
+    targets = torch.randint(10, (50,), generator=draw())
+    same(lab.logit_ratio(logits, targets), torchattacks.APGD(MODEL).dlr_loss(logits, targets))
+    margin, _ = torchattacks.Square(MODEL, loss="margin").margin_and_loss(X, Y)
+    same(lab.logit_margin(MODEL(X), Y), -margin)
+    assert isinstance(torchattacks.APGDT(MODEL), APGDT)
+    same(lab.logit_ratio(3 * logits + 7, targets), lab.logit_ratio(logits, targets))
+
+
+def test_any_function_is_a_loss():
+    start = lab.random_start(X, draw(), epsilon=EPSILON)[0]
+    named = {
+        "cross_entropy": lambda z, y: F.cross_entropy(z, y, reduction="none"),
+        "margin": lab.logit_margin,
+        "ratio": lab.logit_ratio,
+    }
+    for name, function in named.items():
+        by_name, by_function = (
+            lab.pgd(MODEL, X, Y, epsilon=EPSILON, loss=loss, start=start) for loss in (name, function)
+        )
+        same(by_name, by_function)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", sorted(ATTACKS))
+def test_stays_in_the_ball_and_in_the_bounds_and_does_harm(attack, norm):
+    radius = EPSILON if norm == "linf" else 1.0
+    found = ATTACKS[attack](model=MODEL, inputs=X, targets=Y, epsilon=radius, norm=norm)
+    away = (found - X).flatten(1)
+    lengths = away.abs().amax(1) if norm == "linf" else away.norm(dim=1)
+    assert lengths.max() <= radius + 1e-12 and found.min() >= 0 and found.max() <= 1
+    assert found.dtype == X.dtype and not found.requires_grad
+    assert lab.accuracy(MODEL(found), Y) < lab.accuracy(MODEL(X), Y) - 0.05
+
+
+def test_targeted_goes_where_it_is_told():
+    goal = (Y + 1) % 10
+    for attack in (lab.pgd, lab.auto_pgd):
+        found = attack(MODEL, X, goal, epsilon=0.4, targeted=True, steps=30)
+        assert lab.accuracy(MODEL(found), goal) > 0.5
+    first = lab.fgsm(MODEL, X, goal, epsilon=0.01, targeted=True)
+    assert (F.cross_entropy(MODEL(first), goal) < F.cross_entropy(MODEL(X), goal)).item()
+
+
+def test_restarts_and_more_steps_only_help():
+    once = lab.logit_margin(MODEL(lab.pgd(MODEL, X, Y, epsilon=EPSILON, generator=draw())), Y)
+    often = lab.logit_margin(MODEL(lab.pgd(MODEL, X, Y, epsilon=EPSILON, generator=draw(), restarts=6)), Y)
+    assert (often >= once - 1e-12).all() and (often > once).any()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_auto_pgd_reaches_higher_losses_than_pgd(norm):
+    radius = EPSILON if norm == "linf" else 1.0
+    fixed, halving = (
+        F.cross_entropy(MODEL(attack(MODEL, X, Y, epsilon=radius, steps=20, norm=norm, **more)), Y, reduction="none")
+        for attack, more in ((lab.pgd, {"step_size": radius / 4}), (lab.auto_pgd, {}))
+    )
+    right = MODEL(X).argmax(1) == Y
+    assert halving[right].mean() > fixed[right].mean() - 0.02
+
+
+def test_linear_model_has_a_known_optimum():
+    """Of two classes, the margin under the worst perturbation is the clean one plus ε times the dual norm."""
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(12, 2)).double()
+    x = 0.5 + 0.01 * torch.randn(20, 1, 3, 4, generator=draw(), dtype=torch.float64)
+    y = torch.randint(2, (20,), generator=draw())
+    slope = (linear[1].weight[0] - linear[1].weight[1]).detach()
+    clean = lab.logit_margin(linear(x), y).detach()
+    for norm, dual in (("linf", slope.abs().sum()), ("l2", slope.norm())):
+        for attack in (lab.pgd, lab.auto_pgd):
+            found = attack(linear, x, y, epsilon=0.1, loss="margin", norm=norm, steps=40)
+            torch.testing.assert_close(lab.logit_margin(linear(found), y).detach(), clean + 0.1 * dual)
+
+
+def test_random_starts_fill_the_ball():
+    for norm in ("linf", "l2"):
+        start = lab.random_start(X[:1], draw(), epsilon=0.5, norm=norm, restarts=4000).flatten(2)[:, 0]
+        radius = start.abs().amax(1) if norm == "linf" else start.norm(dim=1)
+        # The radius to the power of the dimension is uniform.
+        share = np.sort((radius / 0.5).numpy() ** 64)
+        assert np.abs(share - (np.arange(4000) + 0.5) / 4000).max() < 0.03
+
+
+def test_ensemble_is_no_weaker_than_torchattacks():
+    x, y = X[:40], Y[:40]
+    found = lab.ensemble(MODEL, x, y, epsilon=EPSILON, generator=draw(), steps=50, queries=200)
+    ours = found.robust_accuracy()
+    torch.manual_seed(0)
+    pgd = torchattacks.PGD(MODEL, eps=EPSILON, alpha=EPSILON / 4, steps=40)(x, y)
+    auto = torchattacks.AutoAttack(MODEL.float(), eps=EPSILON, seed=0)(x.float(), y)
+    theirs = min(lab.accuracy(MODEL(pgd.float()), y), lab.accuracy(MODEL(auto), y))
+    MODEL.double()
+    assert 0 < ours <= theirs
+    assert set(found.by) == {"clean", "cross_entropy", "ratio", "margin", "targeted", "square"}
+    assert torch.equal(torch.stack([*found.by.values()]).any(0), found.success)
+    assert torch.equal(MODEL(found.inputs).argmax(1) != y, found.success)
+    untouched = ~found.success | found.by["clean"]
+    assert torch.equal(found.inputs[untouched], x[untouched])
+
+
+def test_robust_accuracy_counts_what_is_right_before_and_after():
+    options = {"epsilon": EPSILON, "steps": 10}
+    expected = (MODEL(X).argmax(1) == Y) & (MODEL(lab.pgd(MODEL, X, Y, **options)).argmax(1) == Y)
+    assert lab.robust_accuracy(MODEL, X, Y, lab.pgd, batch_size=17, **options) == expected.double().mean()
+    whole = lab.ensemble(MODEL, X, Y, epsilon=EPSILON, generator=draw(), steps=8, queries=10)
+    chunk = lab.robust_accuracy(MODEL, X, Y, epsilon=EPSILON, generator=draw(), steps=8, queries=10)
+    torch.testing.assert_close(chunk, whole.robust_accuracy())
+
+
+def test_ties_earn_nothing():
+    def constant(x):
+        return 0 * x.flatten(1)[:, :10]
+
+    options = {"epsilon": 0.1, "generator": draw(), "steps": 2, "queries": 2, "classes": 1}
+    assert lab.robust_accuracy(constant, X, Y, **options) == 0
+    assert lab.ensemble(constant, X, Y, **options).success.all()
+
+
+def build(run):
+    return lab.mlp([64, 16, 10])
+
+
+def adversarial_training(model, batch, run):
+    x, y = batch["inputs"], batch["targets"]
+    found = lab.pgd(model, x, y, epsilon=run["epsilon"], steps=2, start=0.05 * batch["start"])
+    return F.cross_entropy(model(found), y), {"away": (found - x).abs().amax()}
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    train = lab.load("digits")
+    return lab.fit(
+        build,
+        adversarial_training,
+        {"inputs": train.inputs, "targets": train.targets},
+        [{"seed": seed, "learning_rate": 0.01, "epsilon": e} for seed, e in ((0, 0.02), (1, 0.05), (2, 0.1))],
+        epochs=8,
+        batch_size=128,
+        noise=lambda generator, steps: {"start": 2 * torch.rand(steps, 128, 1, 8, 8, generator=generator) - 1},
+        device="cpu",
+        progress=None,
+    )
+
+
+def test_attacks_in_stacked_training(fitted):
+    torch.testing.assert_close(fitted.logged["away"].amax(1), torch.tensor([0.02, 0.05, 0.1]))
+
+
+def test_training_against_attacks_has_the_gradient_of_a_fixed_example():
+    model, x = trained(5)[0], X
+    start = lab.random_start(x, draw(), epsilon=0.1)[0]
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+
+    def loss(parameters, found=None):
+        def network(x):
+            return torch.func.functional_call(model, parameters, (x,))
+
+        return F.cross_entropy(network(lab.pgd(network, x, Y, epsilon=0.1, start=start) if found is None else found), Y)
+
+    fixed = lab.pgd(model, x, Y, epsilon=0.1, start=start)
+    gradients = [torch.func.grad(loss)(parameters, found) for found in (None, fixed)]
+    for name in parameters:
+        torch.testing.assert_close(gradients[0][name], gradients[1][name])
+
+
+@pytest.mark.parametrize("attack", sorted(ATTACKS))
+def test_all_runs_at_once_are_the_runs_one_by_one(fitted, attack):
+    x, y = X[:20].float(), Y[:20]
+    # Where rounding decides a sign it grows: in double precision it does not get there.
+    double = lab.Fitted(
+        **{
+            name: getattr(fitted, name)
+            for name in ("runs", "history", "logged", "seconds", "_module", "state", "buffers")
+        },
+        parameters={name: value.double() for name, value in fitted.parameters.items()},
+    )
+    together = ATTACKS[attack](model=double, inputs=x.double(), targets=y, epsilon=EPSILON)
+    assert together.shape == (3, *x.shape)
+    for run in range(3):
+        module = double.module(run).double()
+        module.load_state_dict({name: value[run] for name, value in double.parameters.items()})
+        alone = ATTACKS[attack](model=module, inputs=x.double(), targets=y, epsilon=EPSILON)
+        torch.testing.assert_close(together[run], alone, rtol=0, atol=1e-9)
+    own = ATTACKS[attack](model=double, inputs=together, targets=y.expand(3, -1), epsilon=EPSILON)
+    assert own.shape == together.shape
+
+
+def test_robust_accuracy_of_all_runs(fitted):
+    x, y = X.float(), Y
+    found = lab.robust_accuracy(
+        fitted, x, y, epsilon=EPSILON, generator=draw(), steps=5, queries=10, classes=2, batch_size=25
+    )
+    clean = lab.accuracy(fitted.predict(x), y)
+    torch.testing.assert_close(fitted.each(x.expand(3, *x.shape)), fitted.predict(x))
+    assert found.shape == (3,) and (found < clean).all()
+    assert found[1] > found[0] + 0.05
+
+
+def test_module_is_in_evaluation_mode_meanwhile_and_left_as_it_was():
+    modes = []
+
+    class Spy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.drop = nn.Linear(64, 10), nn.Dropout(0.5)
+
+        def forward(self, x):
+            modes.append((self.training, self.drop.training))
+            return self.drop(self.inner(x.flatten(1)))
+
+    spy = Spy().double()
+    spy.drop.eval()
+    lab.pgd(spy, X, Y, epsilon=0.1, steps=2)
+    assert spy.training and not spy.drop.training and spy.inner.training
+    assert set(modes) == {(False, False)}
+    assert all(p.grad is None for p in spy.parameters())
+
+
+def test_own_bounds():
+    shifted = nn.Sequential(lab.mlp([64, 10]).double())
+    found = lab.pgd(shifted, 4 * X - 2, Y, epsilon=0.5, bounds=(-2.0, 2.0))
+    assert found.min() >= -2 and found.max() <= 2 and found.min() < -1
+    with pytest.raises(ValueError, match=r"inputs: expected values within bounds=\(0.0, 1.0\), got -2 to 2"):
+        lab.robust_accuracy(shifted, 4 * X - 2, Y, lab.pgd, epsilon=0.5)
+
+
+def test_square_takes_series_and_vectors():
+    for shape in ((64,), (1, 64), (4, 16), (4, 4, 4)):
+        x = X.reshape(-1, *shape)
+        found = lab.square(MODEL, x, Y, epsilon=EPSILON, queries=80, generator=draw())
+        assert found.shape == x.shape
+        assert lab.accuracy(MODEL(found), Y) < lab.accuracy(MODEL(X), Y)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon: expected a positive number, got 0.0"),
+        ({"epsilon": math.nan}, "epsilon: expected a positive number, got nan"),
+        ({"steps": 0}, "steps: expected a whole number of at least 1, got 0"),
+        ({"norm": "l1"}, "norm: expected 'linf' or 'l2', got 'l1'"),
+        ({"loss": "ce"}, "loss: expected 'cross_entropy', 'margin', 'ratio', 'kl' or a function, got 'ce'"),
+        ({"loss": "kl"}, "start: expected one, or a generator: the gradient of 'kl' vanishes"),
+        ({"restarts": 3}, "generator: expected one, to draw 3 starts from, got None"),
+        ({"start": torch.zeros(2)}, r"start: expected the inputs' shape \(60, 1, 8, 8\), got \(2,\)"),
+        ({"start": torch.zeros(2), "generator": torch.Generator()}, "start: expected either .* got both"),
+        ({"bounds": (1.0, 0.0)}, "bounds: expected the lower before the higher"),
+        ({"targets": None}, "targets: expected classes for the loss 'cross_entropy', got None"),
+    ],
+    ids=["zero", "nan", "steps", "norm", "loss", "kl", "restarts", "shape", "both", "bounds", "targets"],
+)
+def test_bad_input_is_refused(options, message):
+    for attack in (lab.pgd, lab.auto_pgd):
+        with pytest.raises(ValueError, match=message):
+            attack(**{"model": MODEL, "inputs": X, "targets": Y, "epsilon": 0.1, **options})
+
+
+def test_other_bad_input_is_refused():
+    with pytest.raises(ValueError, match="logits: expected at least three classes, got 2"):
+        lab.logit_ratio(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match="share: expected a number above 0 and at most 1, got 2"):
+        lab.square(MODEL, X, Y, epsilon=0.1, share=2, generator=draw())
+    with pytest.raises(ValueError, match="targeted: expected False"):
+        lab.robust_accuracy(MODEL, X, Y, lab.pgd, epsilon=0.1, targeted=True)
