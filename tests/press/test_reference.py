@@ -139,7 +139,7 @@ def tree(tmp_path_factory):
 def library() -> list[str]:
     files = [
         path
-        for part in ("methods/*/*.py", "lab/*.py", "lab/*/__init__.py")
+        for part in ("methods/[!_]*.py", "methods/*/*.py", "lab/*.py", "lab/*/__init__.py")
         for path in (ROOT / "src/lossbook").glob(part)
     ]
     names = [

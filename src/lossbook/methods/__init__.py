@@ -1,16 +1,19 @@
-"""The methods of the papers, one sub-package a part: `from lossbook.methods.contrastive import info_nce`."""
+"""The methods of the papers, one sub-package a part: `from lossbook.methods.contrastive import info_nce`.
+
+What several parts share are modules beside them: `from lossbook.methods import poincare`.
+"""
 
 from importlib import import_module
 from pkgutil import iter_modules
 
-# The parts are the folders beside this file.
-__all__ = sorted(info.name for info in iter_modules(__path__) if info.ispkg)
+# The parts are the folders beside this file, what they share the modules; "_" begins what is not public.
+__all__ = sorted(info.name for info in iter_modules(__path__) if not info.name.startswith("_"))
 
 
 def __getattr__(name: str):
     if name in __all__:
         return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; the parts are {', '.join(__all__)}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 
 def __dir__() -> list[str]:

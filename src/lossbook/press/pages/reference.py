@@ -82,9 +82,10 @@ class Module:
 
 @dataclass(frozen=True)
 class Library:
-    """The public part of the library: `methods` by part, then `lab`."""
+    """The public part of the library: `methods` by part, then what parts share, then `lab`."""
 
     parts: dict[str, tuple[Module, ...]]
+    shared: tuple[Module, ...]
     lab: tuple[Module, ...]
 
     @classmethod
@@ -97,6 +98,10 @@ class Library:
             part: tuple(_modules(folders[part], f"{METHODS}.{part}"))
             for part in [*order, *(part for part in folders if part not in order)]
         }
+        shared = (
+            Module.read(f"{METHODS}.{file.stem}", file, f"{METHODS}.{file.stem}")
+            for file in sorted((source / "methods").glob("[!_]*.py"))
+        )
         init = source / "lab" / "__init__.py"
         shown = _exported(ast.parse(init.read_text(encoding="utf-8")), init) if init.is_file() else []
         # What the lab exports may be defined a folder below.
@@ -106,10 +111,11 @@ class Library:
         )
         lab = [module for module in _modules(source / "lab", LAB, shown) if module.names]
         lab += [module for module in below if {name.name for name in module.names} & {*shown}]
-        return cls(parts, tuple(lab))
+        return cls(parts, tuple(shared), tuple(lab))
 
     def __iter__(self) -> Iterator[Module]:
         yield from (module for modules in self.parts.values() for module in modules)
+        yield from self.shared
         yield from self.lab
 
 
@@ -177,8 +183,9 @@ def chapter(project: Project) -> dict[str, Any]:
         }
         for part, modules in library.parts.items()
     ]
+    shared = [{"file": each.page, "title": each.stem} for each in library.shared]
     lab = [{"file": "api/lab"}] if library.lab else []
-    return {"file": "api/index", "sections": [*parts, *lab, {"file": "api/cli"}]}
+    return {"file": "api/index", "sections": [*parts, *shared, *lab, {"file": "api/cli"}]}
 
 
 def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
@@ -192,6 +199,7 @@ def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
     for part, modules in library.parts.items():
         made[f"api/methods/{part}"] = _part(project, part, modules)
         made |= {module.page: _method(project, part, module, pages) for module in modules}
+    made |= {module.page: _shared(project, module, pages) for module in library.shared}
     if library.lab:
         made["api/lab"] = _lab(project, library.lab)
     for place, text in made.items():
@@ -220,6 +228,9 @@ def _index(project: Project, library: Library) -> str:
                 ],
             ),
         ]
+    if library.shared:
+        rows = [(f"[{plain(each.stem)}](methods/{each.stem}.md)", _links([each])) for each in library.shared]
+        blocks += ["Parts share:", _table("Module", "Names", rows)]
     if library.lab:
         blocks += [
             "## Bench",
@@ -306,15 +317,37 @@ def _method(project: Project, part: str, module: Module, pages: Sequence[Page]) 
     if project.bibtex(module.stem):
         blocks += [f"Paper: {{cite:t}}`{module.stem}`"]
     own = [page for page in pages if (page.paper.part, page.paper.slug) == (part, module.stem)]
-    paths = {path for name in module.names for path in (name.path, name.home)}
-    others = [page for page in pages if page not in own and page.uses & paths]
+    others = [page for page in _users(module, pages) if page not in own]
     for title, found in (("In this book", own), ("Also used in" if own else "Used in", others)):
-        if found:
-            links = ", ".join(f"[{page.heading}](/{page.paper.page}.ipynb)" for page in found)
-            blocks += [f"{title}: {links}"]
+        blocks += _pages(title, found)
     if module.names:
         blocks += [_import(package, module.names), _entries(package, module.names)]
     return "\n\n".join(blocks)
+
+
+def _shared(project: Project, module: Module, pages: Sequence[Page]) -> str:
+    """What several parts share: a module of its own, in which its names are."""
+    return "\n\n".join(
+        [
+            f"# {plain(module.stem)}",
+            _version([module.file]),
+            _module_directive(module.name),
+            *_pages("Used in", _users(module, pages)),
+            fence(f"from {METHODS} import {module.stem}", "python"),
+            _entries(module.name, module.names),
+        ]
+    )
+
+
+def _users(module: Module, pages: Sequence[Page]) -> list[Page]:
+    """The pages that import the module or a name of it."""
+    paths = {module.name, *(path for name in module.names for path in (name.path, name.home))}
+    return [page for page in pages if page.uses & paths]
+
+
+def _pages(title: str, pages: Sequence[Page]) -> list[str]:
+    links = ", ".join(f"[{page.heading}](/{page.paper.page}.ipynb)" for page in pages)
+    return [f"{title}: {links}"] if pages else []
 
 
 def _import(package: str, names: Sequence[Name]) -> str:
