@@ -1,0 +1,174 @@
+"""Luo and co-authors, Privacy-Preserving Low-Rank Adaptation for Latent Diffusion Models (2024), arXiv:2402.11989."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from lossbook.methods._validate import floating, number, positive, shaped, whole
+
+__all__ = ["MembershipAttacker", "attacker_loss", "mp_lora", "smp_lora"]
+
+
+class MembershipAttacker(nn.Module):
+    """The proxy attacker: a network that tells members from non-members by their error maps.
+
+    Attributes:
+        layers: the linear layers; ReLU and dropout follow all but the last.
+        dropout: share of hidden values set to zero where masks are given.
+    """
+
+    def __init__(self, inputs: int, *, hidden: Sequence[int] = (512, 256), dropout: float = 0.5):
+        """Make one.
+
+        Args:
+            inputs: elements of an error map.
+            hidden: widths of the hidden layers.
+            dropout: share of hidden values that masks set to zero, in $[0,1)$.
+
+        Raises:
+            ValueError: for widths below 1 or a share outside $[0,1)$.
+        """
+        super().__init__()
+        whole("inputs", inputs)
+        for width in hidden:
+            whole("hidden", width)
+        number("dropout", dropout, 0.0, 1.0)
+        if dropout == 1:
+            raise ValueError("dropout: expected a number below 1, got 1")
+        widths = [inputs, *hidden, 2]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.dropout = dropout
+
+    def draw(self, generator: torch.Generator, *lead: int) -> list[Bool[Tensor, "..."]]:
+        """Masks of dropout, one `(*lead, width)` a hidden layer: what is kept.
+
+        Args:
+            generator: of the masks, which are on its device.
+            lead: the number of maps, or steps and maps.
+        """
+        return [
+            torch.rand(*lead, layer.out_features, generator=generator, device=generator.device) >= self.dropout
+            for layer in list(self.layers)[:-1]
+        ]
+
+    def forward(
+        self, maps: Float[Tensor, "n *shape"], kept: Sequence[Bool[Tensor, "n _"]] | None = None
+    ) -> Float[Tensor, "n 2"]:
+        """Logits of non-member (0) and member (1).
+
+        Args:
+            maps: error maps, flattened inside.
+            kept: masks of dropout as `draw` makes them; None for no dropout.
+        """
+        hidden = floating("maps", maps).flatten(1)
+        for index, layer in enumerate(self.layers):
+            hidden = layer(hidden)
+            if index < len(self.layers) - 1:
+                hidden = F.relu(hidden)
+                if kept is not None:
+                    hidden = hidden * kept[index] / (1 - self.dropout)
+        return hidden
+
+
+def attacker_loss(
+    member_logits: Float[Tensor, "n 2"], other_logits: Float[Tensor, "m 2"] | None = None
+) -> Float[Tensor, ""]:
+    r"""The attacker's cross-entropy, which is the negative of its gain $G$.
+
+    $$-G=-\tfrac12\,\mathbb E_{\text{members}}\log p-\tfrac12\,\mathbb E_{\text{others}}\log(1-p)$$
+
+    with $p$ the probability of membership. Without non-members it is $C=-\mathbb E_{\text{members}}\log p$, which is
+    what the official code uses in the step of the adapted model.
+
+    Args:
+        member_logits: logits of non-member and member, for members; float16 and bfloat16 are computed in float32.
+        other_logits: the same for non-members; None for the one-sided form.
+
+    Returns:
+        The loss, at least 0; $\log2$ for an attacker that guesses.
+
+    Raises:
+        ValueError: for other shapes or dtypes.
+
+    Source:
+        arXiv:2402.11989; the one-sided form from the official code.
+    """
+    members = F.softplus(-_margin("member_logits", member_logits)).mean()
+    if other_logits is None:
+        return members
+    return (members + F.softplus(_margin("other_logits", other_logits)).mean()) / 2
+
+
+def mp_lora(
+    denoising_loss: Float[Tensor, ""], attacker_loss: Float[Tensor, ""], *, weight: float | Tensor = 1.0
+) -> Float[Tensor, ""]:
+    r"""Minimax loss: denoise well and make the attacker wrong, $\Psi=L-\alpha C$.
+
+    Not bounded below: $C$ can be made as large as one likes.
+
+    Args:
+        denoising_loss: $L$, at least 0.
+        attacker_loss: $C$, at least 0, from `attacker_loss` with gradients into the adapted model.
+        weight: $\alpha\ge0$.
+
+    Raises:
+        ValueError: for tensors with dimensions, or a negative weight.
+
+    Source:
+        arXiv:2402.11989, MP-LoRA.
+    """
+    loss, confusion = _scalar("denoising_loss", denoising_loss), _scalar("attacker_loss", attacker_loss)
+    number("weight", weight, 0.0)
+    return loss - weight * confusion
+
+
+def smp_lora(
+    denoising_loss: Float[Tensor, ""],
+    attacker_loss: Float[Tensor, ""],
+    *,
+    weight: float | Tensor = 1.0,
+    offset: float | Tensor = 1.0,
+    epsilon: float = 1e-5,
+) -> Float[Tensor, ""]:
+    r"""Stable minimax loss: the same aims as a ratio, $\Phi=\dfrac{L}{\beta+\alpha C+\delta}$.
+
+    It lies between 0 and $L/(\beta+\delta)$. Its gradient is $\frac1D(\nabla L-\alpha\Phi\nabla C)$ with $D$ the
+    denominator: that of `mp_lora` with weight $\alpha\Phi$, which fades as $L$ does, and a step shorter by $D$.
+
+    Args:
+        denoising_loss: $L$, at least 0.
+        attacker_loss: $C$, at least 0, from `attacker_loss` with gradients into the adapted model.
+        weight: $\alpha\ge0$.
+        offset: $\beta\ge0$.
+        epsilon: $\delta>0$.
+
+    Raises:
+        ValueError: for tensors with dimensions, a negative weight or offset, or an epsilon that is not positive.
+
+    Source:
+        arXiv:2402.11989, SMP-LoRA; the names of the weights from the official code.
+    """
+    loss, confusion = _scalar("denoising_loss", denoising_loss), _scalar("attacker_loss", attacker_loss)
+    number("weight", weight, 0.0)
+    number("offset", offset, 0.0)
+    positive("epsilon", epsilon)
+    return loss / (offset + weight * confusion + epsilon)
+
+
+def _margin(name: str, logits: Tensor) -> Tensor:
+    """Log-odds of membership."""
+    logits = shaped(name, logits, "n k")
+    if logits.shape[1] != 2:
+        raise ValueError(f"{name}: expected two logits a row, got {logits.shape[1]}")
+    return logits[:, 1] - logits[:, 0]
+
+
+def _scalar(name: str, value: Tensor) -> Tensor:
+    value = floating(name, value)
+    if value.ndim:
+        raise ValueError(f"{name}: expected a tensor without dimensions, got shape {tuple(value.shape)}")
+    return value
