@@ -1,0 +1,143 @@
+"""Mirza et al., Shedding More Light on Robust Classifiers under the Lens of Energy-based Models, arXiv:2407.06315."""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lossbook.methods._validate import Reduction, indices, number, one_of, reduce, shaped
+from lossbook.methods.privacy_robustness.common import kl_divergence, logit_pair
+
+__all__ = ["divergence_in_energies", "energy_weights", "joint_energy", "marginal_energy", "weat"]
+
+
+def joint_energy(logits: Float[Tensor, "n k"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Energy of an input together with a class, $E(x,y)=-f_y(x)$.
+
+    Args:
+        logits: $f(x)$; float16 and bfloat16 are computed in float32.
+        targets: the classes.
+
+    Raises:
+        ValueError: for shapes or dtypes other than these.
+
+    Source:
+        arXiv:2407.06315, section 3, after Grathwohl et al. (2020), arXiv:1912.03263.
+    """
+    logits = shaped("logits", logits, "n k")
+    indices("targets", targets, len(logits))
+    return -logits.gather(1, targets[:, None])[:, 0]
+
+
+def marginal_energy(logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    r"""Energy of an input, $E(x)=-\log\sum_ke^{f_k(x)}$.
+
+    The posterior is $p(y|x)=e^{E(x)-E(x,y)}$ and the cross-entropy $E(x,y)-E(x)$.
+
+    Args:
+        logits: $f(x)$; float16 and bfloat16 are computed in float32.
+
+    Returns:
+        Between $-\max_kf_k-\log K$ and $-\max_kf_k$.
+
+    Raises:
+        ValueError: for shapes or dtypes other than these.
+
+    Source:
+        arXiv:2407.06315, section 3, after Grathwohl et al. (2020), arXiv:1912.03263.
+    """
+    return -shaped("logits", logits, "n k").logsumexp(1)
+
+
+def divergence_in_energies(
+    logits: Float[Tensor, "n k"], adversarial_logits: Float[Tensor, "n k"]
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    r"""The two parts, joint and marginal, of the divergence that TRADES and WEAT lower.
+
+    $$\mathrm{KL}(p(\cdot|x)\|p(\cdot|x^*))=\mathbb E_{k\sim p(\cdot|x)}[E(x^*,k)-E(x,k)]+[E(x)-E(x^*)]$$
+
+    Either may be negative; the sum is not.
+
+    Args:
+        logits: $f(x)$; float16 and bfloat16 are computed in float32.
+        adversarial_logits: $f(x^*)$.
+
+    Raises:
+        ValueError: for shapes or dtypes other than these.
+
+    Source:
+        arXiv:2407.06315, section 4.
+    """
+    logits, adversarial_logits = logit_pair(logits, adversarial_logits)
+    joint = (logits.softmax(1) * (logits - adversarial_logits)).sum(1)
+    return joint, marginal_energy(logits) - marginal_energy(adversarial_logits)
+
+
+def energy_weights(logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    r"""How much an example counts: the more, the closer its energy is to zero. Constants for the gradient.
+
+    $$w(x)=\frac1{\log(1+e^{|E(x)|})}$$
+
+    It depends on the level of the logits, which the prediction does not: adding a number to all logits of an input
+    changes its weight and nothing else.
+
+    Args:
+        logits: $f(x)$ of clean inputs; float16 and bfloat16 are computed in float32.
+
+    Returns:
+        Weights above 0 and at most $1/\log2$.
+
+    Raises:
+        ValueError: for shapes or dtypes other than these.
+
+    Source:
+        arXiv:2407.06315, section 5; detached as in the authors' code.
+    """
+    return 1 / F.softplus(marginal_energy(logits).detach().abs())
+
+
+def weat(
+    logits: Float[Tensor, "n k"],
+    adversarial_logits: Float[Tensor, "n k"],
+    targets: Int[Tensor, " n"],
+    *,
+    weight: float | Float[Tensor, ""] = 6.0,
+    form: Literal["natural", "adversarial"] = "natural",
+    weights: Float[Tensor, " n"] | None = None,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, "*n"]:
+    r"""Weighted energy adversarial training: TRADES in which each example counts by its energy.
+
+    $$\ell=w(x)\,\bigl[\mathrm{CE}(f(x),y)+\beta\,\mathrm{KL}(p(\cdot|x)\|p(\cdot|x^*))\bigr]$$
+
+    The adversarial input $x^*$ is found as for TRADES, by raising the divergence. The mean divides by the number of
+    examples, not by the sum of weights: weights of about 0.1 to 0.4 make the whole loss as much smaller.
+
+    Args:
+        logits: $f(x)$, of clean inputs; float16 and bfloat16 are computed in float32.
+        adversarial_logits: $f(x^*)$. The gradient flows through both.
+        targets: true classes, $0$ to $k-1$.
+        weight: $\beta\ge0$, a number or a tensor without dimensions. The authors' code has 6 for the natural form and
+            7 for the adversarial one.
+        form: which prediction the cross-entropy looks at, "natural" or "adversarial".
+        weights: others than `energy_weights(logits)`; ones give TRADES. No gradient flows through them.
+        reduction: "mean", "sum", or "none" for the `n` losses.
+
+    Raises:
+        ValueError: for shapes, dtypes, a form or a weight other than these.
+
+    Source:
+        arXiv:2407.06315, section 5, and the authors' code.
+    """
+    one_of("form", form, "natural", "adversarial")
+    number("weight", weight, least=0.0)
+    logits, adversarial_logits = logit_pair(logits, adversarial_logits)
+    indices("targets", targets, len(logits))
+    given = energy_weights(logits) if weights is None else shaped("weights", weights, "n").detach()
+    if given.shape != targets.shape:
+        raise ValueError(f"weights: expected shape ({len(logits)},), got {tuple(given.shape)}")
+    asked = logits if form == "natural" else adversarial_logits
+    losses = F.cross_entropy(asked, targets, reduction="none")
+    losses = losses + weight * kl_divergence(logits, adversarial_logits, reduction="none")
+    return reduce(given * losses, reduction)
