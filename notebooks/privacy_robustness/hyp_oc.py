@@ -135,8 +135,8 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 # d(0,x)=\int_0^\rho\frac{2\,ds}{1-cs^2}=\frac2{\sqrt c}\operatorname{artanh}(\sqrt c\,\rho).
 # $$ (hoc-radial)
 #
-# The *exponential map* at $0$ follows that path from the initial velocity $u$ for unit time. The speed is constant, $\lambda_0\lVert u\rVert=2\lVert u\rVert$, so the
-# point reached has $\frac2{\sqrt c}\operatorname{artanh}(\sqrt c\rho)=2\lVert u\rVert$, and
+# The *exponential map* at $0$ follows that path from the initial velocity $u$ for unit time. The speed is constant,
+# $\lambda_0\lVert u\rVert=2\lVert u\rVert$, so the point reached has $\frac2{\sqrt c}\operatorname{artanh}(\sqrt c\rho)=2\lVert u\rVert$, and
 #
 # $$
 # \exp_0(u)=\tanh(\sqrt c\lVert u\rVert)\frac{u}{\sqrt c\lVert u\rVert},\qquad d(0,\exp_0(u))=2\lVert u\rVert .
@@ -151,8 +151,9 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 # \end{aligned}
 # $$ (hoc-add)
 #
-# The second form follows from $cs=c\lVert x\rVert^2+2c\langle x,y\rangle+c\lVert y\rVert^2$; nothing in it cancels near the boundary, so it is the one that the library computes.
-# How long is the sum? Call its numerator $N$ and its denominator $D$. With $2c\langle x+y,x\rangle=cs+c\lVert x\rVert^2-c\lVert y\rVert^2=cs+g_y-g_x$,
+# The second form follows from $cs=c\lVert x\rVert^2+2c\langle x,y\rangle+c\lVert y\rVert^2$; nothing in it cancels near the boundary, so it is the
+# one that the library computes. How long is the sum? Call its numerator $N$ and its denominator $D$. With
+# $2c\langle x+y,x\rangle=cs+c\lVert x\rVert^2-c\lVert y\rVert^2=cs+g_y-g_x$,
 #
 # $$
 # \begin{aligned}
@@ -167,9 +168,10 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 # \lVert x\oplus y\rVert^2=\frac{\lVert x+y\rVert^2}{D},\qquad 1-c\lVert x\oplus y\rVert^2=\frac{g_xg_y}{D}.
 # $$ (hoc-length)
 #
-# To first order in a small step, $x\oplus dy=x+g_x\,dy$. Its length at $x$ is $\lambda_xg_x\lVert dy\rVert=2\lVert dy\rVert=\lambda_0\lVert dy\rVert$: at $0$ the map $y\mapsto x\oplus y$ keeps all
-# lengths. It does so everywhere, because $x\oplus(y\oplus z)=(x\oplus y)\oplus Rz$ with a rotation $R$ (the gyration). It is undone by $-x$, and takes $x$
-# and $y$ to $0$ and ${-x}\oplus y$. With {eq}`hoc-radial` and {eq}`hoc-length`, and $\operatorname{artanh}t=\operatorname{arsinh}\frac t{\sqrt{1-t^2}}$,
+# To first order in a small step, $x\oplus dy=x+g_x\,dy$. Its length at $x$ is
+# $\lambda_xg_x\lVert dy\rVert=2\lVert dy\rVert=\lambda_0\lVert dy\rVert$: at $0$ the map $y\mapsto x\oplus y$ keeps all lengths. It does so
+# everywhere, because $x\oplus(y\oplus z)=(x\oplus y)\oplus Rz$ with a rotation $R$ (the gyration). It is undone by $-x$, and takes $x$ and $y$ to $0$
+# and ${-x}\oplus y$. With {eq}`hoc-radial` and {eq}`hoc-length`, and $\operatorname{artanh}t=\operatorname{arsinh}\frac t{\sqrt{1-t^2}}$,
 #
 # $$
 # \begin{aligned}
@@ -180,8 +182,9 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 #
 # Straight paths from $x$ are the translated rays: $\exp_x(v)=x\oplus\exp_0(\lambda_xv/2)$.
 #
-# The first check solves the equation of straight paths of the metric, $\ddot x=c\lambda_x\bigl(\lVert\dot x\rVert^2x-2\langle x,\dot x\rangle\dot x\bigr)$, as an ordinary differential
-# equation, and compares its end with the closed form. The others test what the steps above assert.
+# The first check solves the equation of straight paths of the metric,
+# $\ddot x=c\lambda_x\bigl(\lVert\dot x\rVert^2x-2\langle x,\dot x\rangle\dot x\bigr)$, as an ordinary differential equation, and compares its end
+# with the closed form. The others test what the steps above assert.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -276,10 +279,11 @@ ledger.check(
 # %% [markdown]
 # ### A classifier: distances to hyperplanes
 #
-# A hyperplane through $p$ with normal $a$ (a *gyroplane*) is what the translation by $p$ makes of the flat plane $\{z:\langle z,a\rangle=0\}$ through the
-# origin. How far from it is $x$? Translate back: $m={-p}\oplus x$. Mirror $m$ in the flat plane, $m'=m-2\langle m,\hat a\rangle\hat a$ with $\hat a=a/\lVert a\rVert$. The mirror
-# changes no length, so any $z$ on the plane is equally far from both, and $d(m,m')\le d(m,z)+d(z,m')=2d(m,z)$. The middle of the path from $m$ to $m'$ lies
-# on the plane and attains this. Hence $d(m,\text{plane})=\frac12d(m,m')$, and since $g_m=g_{m'}$, {eq}`hoc-distance` gives
+# A hyperplane through $p$ with normal $a$ (a *gyroplane*) is what the translation by $p$ makes of the flat plane $\{z:\langle z,a\rangle=0\}$ through
+# the origin. How far from it is $x$? Translate back: $m={-p}\oplus x$. Mirror $m$ in the flat plane, $m'=m-2\langle m,\hat a\rangle\hat a$ with
+# $\hat a=a/\lVert a\rVert$. The mirror changes no length, so any $z$ on the plane is equally far from both, and $d(m,m')\le d(m,z)+d(z,m')=2d(m,z)$.
+# The middle of the path from $m$ to $m'$ lies on the plane and attains this. Hence $d(m,\text{plane})=\frac12d(m,m')$, and since $g_m=g_{m'}$,
+# {eq}`hoc-distance` gives
 #
 # $$
 # \begin{aligned}
@@ -297,11 +301,12 @@ ledger.check(
 # \end{aligned}
 # $$ (hoc-logit)
 #
-# The parameters are $p_k=\exp_0(p'_k)$ and $a_k=g_{p_k}a'_k$. Then $\lambda_{p_k}\lVert a_k\rVert=2\lVert a'_k\rVert$: the conformal factor cancels, and the logit is
-# $2\lVert a'_k\rVert$ times the signed distance.
+# The parameters are $p_k=\exp_0(p'_k)$ and $a_k=g_{p_k}a'_k$. Then $\lambda_{p_k}\lVert a_k\rVert=2\lVert a'_k\rVert$: the conformal factor cancels,
+# and the logit is $2\lVert a'_k\rVert$ times the signed distance.
 #
-# **Flat limit.** As $c\to0$: $\exp_0(u)\to u$, $x\oplus y\to x+y$, $d(x,y)\to2\lVert x-y\rVert$, and $\operatorname{logit}_k\to4\langle a_k,x-p_k\rangle$. Twice the Euclidean
-# distance, and a linear classifier. So flat space is a member of the family, and curvature can be judged against it.
+# **Flat limit.** As $c\to0$: $\exp_0(u)\to u$, $x\oplus y\to x+y$, $d(x,y)\to2\lVert x-y\rVert$, and
+# $\operatorname{logit}_k\to4\langle a_k,x-p_k\rangle$. Twice the Euclidean distance, and a linear classifier. So flat space is a member of the
+# family, and curvature can be judged against it.
 
 # %%
 planes, sides, limits = [], [], []
@@ -410,10 +415,10 @@ lab.show(
 # \lVert x\rVert\le\frac{\tanh(\sqrt cr)}{\sqrt c},\qquad d(x,y)\le4r,\qquad\lambda_x\le2\cosh^2(\sqrt cr).
 # $$ (hoc-clip)
 #
-# For the paper's $c=0.1$, $r=2$ all points lie within $1.77$ of the radius $3.16$, and $\lambda_x\le2.91$, where flat space has $2$: a *gently* curved region. With a
-# learned base point $b$, $\exp_b$ takes a vector $u$ to the distance $\lambda_b\lVert u\rVert$, so that only $d(x,y)\le2\lambda_br$ remains; it grows without bound as $b$ wanders
-# outwards. The map itself saturates: the largest gradient of $\exp_0$ along its own direction is $1-\tanh^2(\sqrt cr)$, about $4e^{-2\sqrt cr}$ for long vectors. A
-# long vector without clipping is stuck.
+# For the paper's $c=0.1$, $r=2$ all points lie within $1.77$ of the radius $3.16$, and $\lambda_x\le2.91$, where flat space has $2$: a *gently*
+# curved region. With a learned base point $b$, $\exp_b$ takes a vector $u$ to the distance $\lambda_b\lVert u\rVert$, so that only
+# $d(x,y)\le2\lambda_br$ remains; it grows without bound as $b$ wanders outwards. The map itself saturates: at a vector of length $\rho$ the slope of
+# $\exp_0$ along this vector is $1-\tanh^2(\sqrt c\rho)$, about $4e^{-2\sqrt c\rho}$ where it is long. A long vector without clipping is stuck.
 #
 # ### Pairwise confusion, and what the official code computes
 #
@@ -423,11 +428,12 @@ lab.show(
 # L_{PC}=\frac1B\sum_{i=1}^{B/2}d(x_i,x_{i+B/2}),\qquad\mathbb E\,L_{PC}=\tfrac12\,\mathbb E\,d(x,x') .
 # $$ (hoc-pc)
 #
-# It is half of the mean distance of two real things, and is zero if and only if all of them coincide. The distance, not its square: the gradient of $d(\cdot,y)$ has length $1$ in
-# the metric however far $y$ is, so in coordinates $\lVert\nabla_xd\rVert=\lambda_x$. The official code multiplies the gradient at the ball by
-# $\lambda_x^{-2}=\frac{(1-c\lVert x\rVert^2)^2}{4}$ on its way back (the Riemannian gradient); then $\lambda_x^{-1}$ remains.
+# It is half of the mean distance of two real things, and is zero if and only if all of them coincide. The distance, not its square: the gradient of
+# $d(\cdot,y)$ has length $1$ in the metric however far $y$ is, so in coordinates $\lVert\nabla_xd\rVert=\lambda_x$. The official code multiplies the
+# gradient at the ball by $\lambda_x^{-2}=\frac{(1-c\lVert x\rVert^2)^2}{4}$ on its way back (the Riemannian gradient); then $\lambda_x^{-1}$ remains.
 #
-# In this loss the official code has $\arctan$ where {eq}`hoc-distance` has $\operatorname{artanh}$. With $t=\lVert{-x}\oplus y\rVert$ and $\sqrt c\,t=\tanh(\sqrt c\,d/2)$,
+# In this loss the official code has $\arctan$ where {eq}`hoc-distance` has $\operatorname{artanh}$. With $t=\lVert{-x}\oplus y\rVert$ and
+# $\sqrt c\,t=\tanh(\sqrt c\,d/2)$,
 #
 # $$
 # \begin{aligned}
@@ -436,8 +442,9 @@ lab.show(
 # \end{aligned}
 # $$ (hoc-gd)
 #
-# the *Gudermannian* function of the distance. It is concave for $d\ge0$ with $\operatorname{gd}(0)=0$, and such a function of a metric is a metric: the triangle inequality survives. So
-# the code's expression is symmetric, invariant under translations, and no error that breaks anything. But it is bounded, and its pull fades:
+# the *Gudermannian* function of the distance. It is concave for $d\ge0$ with $\operatorname{gd}(0)=0$, and such a function of a metric is a metric:
+# the triangle inequality survives. So the code's expression is symmetric, invariant under translations, and no error that breaks anything. But it is
+# bounded, and its pull fades:
 #
 # $$
 # \begin{aligned}
@@ -561,13 +568,15 @@ lab.show(
 # \end{aligned}
 # $$ (hoc-mean)
 #
-# From $\mu_0=0$ its expectation is $(1-\alpha^t)$ times the mean of the features, and, with batch means of covariance $\Sigma/B$, its covariance tends to
-# $\frac{1-\alpha}{1+\alpha}\frac\Sigma B$. The official code puts the mean of the *previous batch* in the place of $\mu_{t-1}$, $\mu_t=\alpha\bar\phi_{t-1}+(1-\alpha)\bar\phi_t$. That has
-# the right expectation from the second step on, and covariance $(\alpha^2+(1-\alpha)^2)\frac\Sigma B$: for $\alpha=0.8$ it is $0.68$ against $0.11$, six times as noisy. (It
-# also starts again from zero at each epoch. Its first pseudo-negatives then lie around a fifth of the mean.)
+# From $\mu_0=0$ its expectation is $(1-\alpha^t)$ times the mean of the features, and, with batch means of covariance $\Sigma/B$, its covariance
+# tends to $\frac{1-\alpha}{1+\alpha}\frac\Sigma B$. The official code puts the mean of the *previous batch* in the place of $\mu_{t-1}$,
+# $\mu_t=\alpha\bar\phi_{t-1}+(1-\alpha)\bar\phi_t$. That has the right expectation from the second step on, and covariance
+# $(\alpha^2+(1-\alpha)^2)\frac\Sigma B$: for $\alpha=0.8$ it is $0.68$ against $0.11$, six times as noisy. (It also starts again from zero at each
+# epoch. Its first pseudo-negatives then lie around a fifth of the mean.)
 #
-# **What the classifier learns.** Let $p$ be the density of real features and $q$ that of the pseudo-negatives, equally many of each. Per point the cross-entropy is $-p\log(1-\eta)-q\log\eta$
-# with $\eta$ the probability of "pseudo"; its derivative $\frac p{1-\eta}-\frac q\eta$ vanishes at $\eta=\frac q{p+q}$. So the best score, the log-odds, is
+# **What the classifier learns.** Let $p$ be the density of real features and $q$ that of the pseudo-negatives, equally many of each. At each point
+# the expected cross-entropy is $-p\log(1-\eta)-q\log\eta$, up to a factor, with $\eta$ the probability of "pseudo" that the network gives; its
+# derivative $\frac p{1-\eta}-\frac q\eta$ vanishes at $\eta=\frac q{p+q}$. So the best score, the log-odds, is
 #
 # $$
 # s(\phi)=\log\frac{q(\phi)}{p(\phi)} .
@@ -579,10 +588,11 @@ lab.show(
 # s=\tfrac12\sum_k\Bigl(\frac1{v_k}-\frac1{\sigma^2}\Bigr)z_k^2+\text{constant}.
 # $$ (hoc-quadratic)
 #
-# This is the Mahalanobis distance less a Euclidean one. Two things follow. A network that reaches this optimum has learnt no more than a Gaussian fitted to the real features. And
-# there is a **blind spot**: where $v_k>\sigma^2$ the coefficient is negative, and a fake that differs from all that is real along such a direction is scored *more real than the real*. The
-# Mahalanobis distance has no such direction. So the scale of features matters: unit variance at most, or a larger $\sigma$. What keeps a network from the optimum are its form, its losses
-# and its training, and there lies what curvature could do.
+# This is the Mahalanobis distance less a Euclidean one. Two things follow. A network that reaches this optimum has learnt no more than a Gaussian
+# fitted to the real features. And there is a **blind spot**: where $v_k>\sigma^2$ the coefficient is negative, and a fake that differs from all that
+# is real along such a direction is scored *more real than the real*. The Mahalanobis distance has no such direction. So the scale of features
+# matters: unit variance at most, or a larger $\sigma$. What keeps a network from the optimum are its form, its losses and its training, and there
+# lies what curvature could do.
 
 # %%
 weights, ratios = [], []
@@ -664,8 +674,8 @@ ledger.check(
 # %% [markdown]
 # ### Confusion alone collapses
 #
-# $L_{PC}\ge0$, with zero for any constant map. Nothing in it asks for more: with the cross-entropy off, all embeddings, real or not, go to one point, and the score says nothing. The experiment
-# below includes this case.
+# $L_{PC}\ge0$, with zero for any constant map. Nothing in it asks for more: with the cross-entropy off, all embeddings, real or not, go to one point,
+# and the score says nothing. The experiment below includes this case.
 #
 # ## The method
 #
@@ -727,35 +737,40 @@ ledger.check(
 # %% [markdown]
 # ## The experiment
 #
-# Faces and cameras are replaced by small pictures of ten classes. An encoder is trained with labels on five of them, the *known* classes, as the paper's encoder was
-# pretrained on faces. Each of the other five then gives a task: pictures of this class are *real*, and the detector sees no others. Two kinds of fake meet it in the test:
+# Faces and cameras are replaced by small pictures of ten classes. An encoder is trained with labels on five of them, the *known* classes, as the
+# paper's encoder was pretrained on faces. Each of the other five then gives a task: pictures of this class are *real*, and the detector sees no
+# others. Two kinds of fake meet it in the test:
 #
 # - *other things*: the four remaining classes, which neither encoder nor detector has seen;
-# - *recaptured*: real test pictures as a bad copy shows them: blurred, with less contrast, and with a moiré pattern. This is nearer to what the paper is about.
+# - *recaptured*: real test pictures as a bad copy shows them: blurred, with less contrast, and with a moiré pattern. This is nearer to what the paper
+#   is about.
 #
-# Features are the encoder's last linear layer, standardised by mean and deviation of the known classes. As in the paper this layer is trained on, at the rate of the rest;
-# all before it is frozen. Then come two layers with ReLU after each, the clip, and the head. The batch is followed by as many pseudo-negatives, and the norm of all gradients
-# is clipped to 3.
+# Features are the encoder's last linear layer, standardised by mean and deviation of the known classes. As in the paper this layer is trained on, at
+# the rate of the rest; all before it is frozen. Then come two layers with ReLU after each, the clip, and the head. The batch is followed by as many
+# pseudo-negatives, and the norm of all gradients is clipped to 3.
 #
-# **Who knows what.** The defender has real pictures of one kind, and pictures of known classes. An attacker chooses the fake and does not see the detector. What is
-# measured is how well scores separate fakes from real test pictures: the AUC, and the *half total error*, the mean of the rates of rejected reals and accepted fakes. The fakes here are what
-# they are: nobody optimises them against the detector. So this page says nothing about attackers who adapt, and little about real cameras. It compares ways to learn from one class.
+# **Who knows what.** The defender has real pictures of one kind, and pictures of known classes. An attacker chooses the fake and does not see the
+# detector. What is measured is how well scores separate fakes from real test pictures: the AUC, and the *half total error*, the mean of the rates of
+# rejected reals and accepted fakes. The fakes here are what they are: nobody optimises them against the detector. So this page says nothing about
+# attackers who adapt, and little about real cameras. It compares ways to learn from one class.
 #
-# **Tuning.** Every method has as many settings to choose from as every other, listed in the parameters. They are chosen by the AUC of real validation pictures against
-# validation pictures of the *known* classes: no fake of the test takes part, not even its kind. The methods:
+# **Tuning.** Every method that a claim compares has as many settings to choose from as every other, listed in the parameters. They are chosen by the
+# AUC of real validation pictures against validation pictures of the *known* classes: no fake of the test takes part, not even its kind. The methods:
 #
-# - *Hyp-OC*, tuned over curvatures; and without one of its parts: no confusion (*CE only*); confusion by twice the Euclidean distance of the vectors before the ball, as in the
-#   flat limit; pseudo-negatives around zero, $\mathcal N(0,I)$, or around the *fixed mean* of the real features before training; no clip. Two more are the official code's variants, $\arctan$ and
-#   memory, and *confusion only*, at the paper's curvature.
-# - *Euclidean*: the same with a linear layer for head and the Euclidean confusion, tuned over the clipping radius. *Flat limit*: Hyp-OC with $c=10^{-4}$, tuned likewise; it differs
-#   from Hyp-OC in nothing but the curvature.
-# - Simple detectors on the features as they are before that training: a one-class support vector machine, the Mahalanobis distance with a shrunk covariance, the mean distance to the nearest
-#   real pictures, and Deep SVDD (a network like ours without biases, which pulls real pictures to a fixed centre; it trains the encoder's last layer too).
+# - *Hyp-OC*, tuned over curvatures; and without one of its parts: no confusion (*CE only*); confusion by twice the Euclidean distance of the vectors
+#   before the ball, as in the flat limit; pseudo-negatives around zero, $\mathcal N(0,I)$, or around the *fixed mean* of the real features before
+#   training; no clip. Two more are the official code's variants, $\arctan$ and memory, and *confusion only*, at the paper's curvature.
+# - *Euclidean*: the same with a linear layer for head and the Euclidean confusion, tuned over the clipping radius. *Flat limit*: Hyp-OC with
+#   $c=10^{-4}$, tuned over the clipping radius as well; apart from that radius it differs from Hyp-OC in nothing but the curvature.
+# - Simple detectors on the features as they are before that training: a one-class support vector machine, the Mahalanobis distance with a shrunk
+#   covariance, the mean distance to the nearest real pictures, and Deep SVDD (a network like ours without biases, which pulls real pictures to a
+#   fixed centre; it trains the encoder's last layer too).
 #
-# A pilot with two seeds chose learning rate and passes. A first complete run had five seeds, 30 passes and the same initial weights for all tasks of a seed; its intervals were so wide that
-# no claim was decided. A second one had eight seeds and 25 passes, and these weights still in common: C3, the running mean, was inconclusive, 4.7 points [-3.1, 12.5]. Since then every task has
-# initial weights of its own, and the training of the encoder's last layer was rewritten. The criteria are the first ones. Since figures had been seen by then, take C3 as a finding to be
-# repeated, not as the outcome of a blind test.
+# A pilot with two seeds chose learning rate and passes. A first complete run had five seeds, 30 passes and the same initial weights for all tasks of
+# a seed; its intervals were so wide that no claim was decided. A second one had eight seeds and 25 passes, and these weights still in common: C3, the
+# running mean, was inconclusive, 4.7 points [-3.1, 12.5]. Since then every task has initial weights of its own, and the training of the encoder's
+# last layer was rewritten. The criteria are the first ones. Since figures had been seen by then, take C3 as a finding to be repeated, not as the
+# outcome of a blind test.
 
 # %%
 splits = {
@@ -930,8 +945,8 @@ real_hidden = real_hidden.to(lab.choose_device(device))  # (tasks, pictures, see
 print(f"{smallest} real pictures a task")
 
 # %% [markdown]
-# Then the detectors: all seeds, tasks and settings of a method in one stack. The rows of a batch are numbers of pictures; a run looks up those of its task as its seed's body
-# sees them.
+# Then the detectors: all seeds, tasks and settings of a method in one stack. The rows of a batch are numbers of pictures; a run looks up those of its
+# task as its seed's body sees them.
 
 
 # %%
@@ -1153,8 +1168,8 @@ trained("code: memory", "hyperbolic", {}, options={"memory": "batch"})
 trained("Deep SVDD", "SVDD", {}, learning_rates=svdd_rates)
 
 # %% [markdown]
-# The simple detectors, and one more that follows from the derivation: the *Gaussian ratio*, {eq}`hoc-quadratic` with mean and covariance of the real training features. It is the score that
-# the classifier would converge to on fixed Gaussian features.
+# The simple detectors, and one more that follows from the derivation: the *Gaussian ratio*, {eq}`hoc-quadratic` with mean and covariance of the real
+# training features. It is the score that the classifier would converge to on fixed Gaussian features.
 
 
 # %%
@@ -1284,8 +1299,9 @@ lab.show_table(
 )
 
 # %% [markdown]
-# *Error* is at the threshold of equal rates, which needs the fakes of the test; *blind error* at the threshold that rejects 5 % of real validation pictures. The next table says how far the mean of real
-# features has moved from that of the pseudo-negatives, in radii $\sigma\sqrt d$ of their cloud.
+# *Error* is at the threshold of equal rates, which needs the fakes of the test; *blind error* at the threshold that rejects 5 % of real validation
+# pictures. The next table says how far the mean of real features has moved from that of the pseudo-negatives, in radii $\sigma\sqrt d$ of their
+# cloud.
 
 # %% tags=["hide-input"]
 lab.show_table(
@@ -1386,35 +1402,46 @@ c5.judge({name: lab.paired(table, "AUC", "Hyp-OC", name) for name in rivals})
 # %% [markdown]
 # ## Beside the paper
 #
-# The paper reports the best one-class results on five sets of videos of faces and of their copies (Rose-Youtu, MSU-MFSD, CASIA-MFSD, Replay-Attack, OULU-NPU). Its tables were not available to us,
-# so no number of theirs stands beside ours. Its encoder is VGG-Face with 4096 features, its head four layers down to a ball of 128 dimensions; batches of 8, Adam at $10^{-6}$, 60 passes. Ours has 32
-# features and a ball of 16 dimensions, about a hundred real pictures a task, and a rate a thousand times as large. By default the pictures are 8x8 digits. What can and cannot be concluded:
+# The paper reports the best one-class results on five sets of videos of faces and of their copies (Rose-Youtu, MSU-MFSD, CASIA-MFSD, Replay-Attack,
+# OULU-NPU). Its tables were not available to us, so no number of theirs stands beside ours. Its encoder is VGG-Face with 4096 features, its head four
+# layers down to a ball of 128 dimensions; batches of 8, Adam at $10^{-6}$, 60 passes. Ours has 32 features and a ball of 16 dimensions, about a
+# hundred real pictures a task, and a rate a thousand times as large. By default the pictures are 8x8 digits. What can and cannot be concluded:
 #
-# - **Curvature (C1).** With $c=0.1$ and clipping to 2 the ball is nearly flat where points can be, {eq}`hoc-clip`. The flat limit is the fair comparison: it has the same losses, clip,
-#   initial weights and noise. In the default run the difference is smaller than what the draw of initial weights does. Curvature is chosen on known classes, which are easy fakes
-#   for all, and that choice need not be the best for recaptured ones.
-# - **Confusion (C2).** The cross-entropy of two classes needs no help to put real pictures on one side. There is no identity in a digit, only style; in faces, where people differ more than copies do, removing what tells
-#   people apart could matter more. Alone, the confusion is useless, as it must be: its detector is at chance.
-# - **The mean (C3).** The last layer of the encoder is trained, so features can move. A mean that stays where it is invites the network to move real features away from it, which
-#   solves the cross-entropy without learning what real pictures look like; the small table shows it. A running mean follows, and shuts that way. With a frozen encoder (`encoder_rate=0`) the
-#   running and the fixed mean are the same but for noise, and the claim has nothing to say.
-# - **The clip (C4).** No run diverged with or without it. The library's ball keeps its digits near the boundary and keeps points off it by the same margin as the official code; so what clipping could rescue
-#   here is slow learning only, and vectors hardly get long in so short a training.
-# - **Simple detectors (C5).** In the default run the Mahalanobis distance with little shrinkage is far ahead, on the same features, with no training at all. The Gaussian ratio, to
-#   which the classifier would converge on fixed Gaussian features, is close to it: only a few directions here have more variance than the pseudo-negatives. So the optimum of the objective is good, and the
-#   network does not get there. A likely reason: it can tell a hundred real pictures from a round cloud by a few directions, and then has little reason to look at the others, in which copies show. Deep
-#   SVDD, with the same layers, does better too.
-# - **Thresholds.** The rates at equal error use the labels of the fakes that are judged, as the official `statistics.py` does. With a threshold from real pictures alone the errors are larger for every method.
+# - **Curvature (C1).** With $c=0.1$ and clipping to 2 the ball is nearly flat where points can be, {eq}`hoc-clip`. The flat limit is the fair
+#   comparison: it has the same losses, initial weights and noise, and its clip is tuned where Hyp-OC's curvature is. In the default run the
+#   difference is smaller than what the draw of initial weights does. Curvature is chosen on known classes, which are easy fakes for all, and that
+#   choice need not be the best for recaptured ones.
+# - **Confusion (C2).** The cross-entropy of two classes needs no help to put real pictures on one side. There is no identity in a digit, only style;
+#   in faces, where people differ more than copies do, removing what tells people apart could matter more. Alone, the confusion is useless, as it must
+#   be: its detector stays near chance.
+# - **The mean (C3).** The last layer of the encoder is trained, so features can move. A mean that stays where it is invites the network to move real
+#   features away from it, which solves the cross-entropy without learning what real pictures look like; the small table shows it. A running mean
+#   follows, and shuts that way. With a frozen encoder (`encoder_rate=0`) the running and the fixed mean are the same but for noise, and the claim has
+#   nothing to say.
+# - **The clip (C4).** In the default run nothing diverged with or without it. The library's ball keeps its digits near the boundary and keeps points
+#   off it by the same margin as the official code; so what clipping could rescue here is slow learning only, and vectors hardly get long in so short
+#   a training.
+# - **Simple detectors (C5).** In the default run the Mahalanobis distance is far ahead, on the same features, with no training
+#   at all. The Gaussian ratio, to which the classifier would converge on fixed Gaussian features, is close to it: only a few directions here have
+#   more variance than the pseudo-negatives. So the optimum of the objective is good, and the network does not get there. A likely reason: it can tell
+#   a hundred real pictures from a round cloud by a few directions, and then has little reason to look at the others, in which copies show. Deep SVDD,
+#   with the same layers, does better too.
+# - **Thresholds.** The rates at equal error use the labels of the fakes that are judged, as the official `statistics.py` does. With a threshold from
+#   real pictures alone the better detectors err more, as the table shows. A detector nearer to chance may err less, since equal rates need not give
+#   the least total error.
 #
-# **Paper and official code.** The code has $\arctan$ in place of $\operatorname{artanh}$ in Hyp-PC, and the mean of the previous batch in place of the running mean; it adds $10^{-5}$ to denominators, with which no identity of this page holds to more
-# than five digits; it clips gradients of the head alone. In training it keeps the epoch with the lowest half total error on a split that contains fakes, for Rose-Youtu the test split. That is a choice with labels
-# which a one-class method is not supposed to have, and can flatter any method.
+# **Paper and official code.** The code has $\arctan$ in place of $\operatorname{artanh}$ in Hyp-PC, and the mean of the previous batch in place of
+# the running mean; it adds $10^{-5}$ to denominators, with which no identity of this page holds to more than five digits; it clips gradients of the
+# head alone. In training it keeps the epoch with the lowest half total error on a split that contains fakes, for Rose-Youtu the test split. That is a
+# choice with labels which a one-class method is not supposed to have, and can flatter any method. Neither $\arctan$ nor the noisier memory did harm
+# in the default run.
 
 # %% [markdown]
 # ## Try it
 #
 # - More curvature: `lossbook run hyp_oc -p "curvatures=[1, 3, 10]"`. Does the clip begin to matter?
-# - The blind spot: `-p deviation=0.3` makes pseudo-negatives narrower than the real features in more directions. What happens to the Gaussian ratio, and to Hyp-OC?
+# - The blind spot: `-p deviation=0.3` makes pseudo-negatives narrower than the real features in more directions. What happens to the Gaussian ratio,
+#   and to Hyp-OC?
 # - The paper's slow encoder: `-p encoder_rate=0`. Which methods become equal, and how near does Hyp-OC come to the Mahalanobis distance with `-p epochs=200`?
 # - Clothes instead of digits: `-p dataset=fashion_mnist`.
 #

@@ -47,12 +47,14 @@
 # %% [markdown]
 # # Less to invert: a price on information
 #
-# A model's answer says something about what it was asked. Whoever sees the answer, and knows the model, can try to work back: guess a patient's hidden measurement from a predicted risk, or paint
-# the picture behind a vector of class probabilities. This is *model inversion*. Wang, Zhang and Jia note that no such attacker can learn more than the *mutual information* between input and
-# answer, and add it to the training loss. How it is computed depends on the model; a network gets a noisy bottleneck whose information has a simple upper bound.
+# A model's answer says something about what it was asked. Whoever sees the answer, and knows the model, can try to work back: guess a patient's
+# hidden measurement from a predicted risk, or paint the picture behind a vector of class probabilities. This is *model inversion*. Wang, Zhang and
+# Jia note that no such attacker can learn more than the *mutual information* between input and answer, and add it to the training loss. How it is
+# computed depends on the model; a network gets a noisy bottleneck whose information has a simple upper bound.
 #
-# **To take away.** The bound is a sound one, and training obeys it: the more information costs, the less there is to invert. But the protection is in the noise of *one* answer. An attacker who may ask the same
-# question a hundred times averages it out, and a service that returns only the label gives away less than any vector of probabilities. What is left for the penalty between these two is measured below.
+# **To take away.** The bound is a sound one, and training obeys it: the more information costs, the less there is to invert. But the protection is in
+# the noise of *one* answer. An attacker who may ask the same question a hundred times averages it out, and a service that returns only the label
+# gives away less than any vector of probabilities. What is left for the penalty between these two is measured below.
 
 # %% tags=["hide-input"]
 import math
@@ -131,16 +133,17 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 #
 # ### Who attacks, and what can be known
 #
-# An input $X$, for instance a patient or a picture, is given to a model, and a prediction $\hat Y$ is released. The attacker knows the model with all its parameters, and perhaps
-# part of the input ($x_{ns}$, not sensitive) and the true label $y$. The attacker sees $\hat Y$ and wants the rest. The input may be anyone's, in the training data or not: this is not
-# membership inference. The defender may change the training and what is released.
+# An input $X$, for instance a patient or a picture, is given to a model, and a prediction $\hat Y$ is released. The attacker knows the model with all
+# its parameters, and perhaps part of the input ($x_{ns}$, not sensitive) and the true label $y$. The attacker sees $\hat Y$ and wants the rest. The
+# input may be anyone's, in the training data or not: this is not membership inference. The defender may change the training and what is released.
 #
-# The *mutual information* $I(X;\hat Y)=\mathbb E\log\frac{p(x,\hat y)}{p(x)\,p(\hat y)}$ says how much the two have to do with each other: $0$ if nothing. Why is it the right price? Because it
-# caps every attack.
+# The *mutual information* $I(X;\hat Y)=\mathbb E\log\frac{p(x,\hat y)}{p(x)\,p(\hat y)}$ says how much the two have to do with each other: $0$ if
+# nothing. Why is it the right price? Because it caps every attack.
 #
-# Let $S$ be a sensitive attribute, uniform on $M$ values, $g(\hat Y)$ any guess, and $E$ the event that it is right. Compare two worlds: the real one, $p(s,\hat y)$, and one in which the prediction was drawn independently,
-# $p(s)p(\hat y)$. In the second, $P(E)=\frac1M$ whatever $g$ is. The probability of an event differs between two worlds by at most their total variation, and *Pinsker's inequality* bounds that
-# by the divergence, which here is $I(S;\hat Y)$:
+# Let $S$ be a sensitive attribute, uniform on $M$ values, $g(\hat Y)$ any guess, and $E$ the event that it is right. Compare two worlds: the real
+# one, $p(s,\hat y)$, and one in which the prediction was drawn independently, $p(s)p(\hat y)$. In the second, $P(E)=\frac1M$ whatever $g$ is. The
+# probability of an event differs between two worlds by at most their total variation, and *Pinsker's inequality* bounds that by the divergence, which
+# here is $I(S;\hat Y)$:
 #
 # $$
 # \begin{aligned}
@@ -149,19 +152,22 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 # \end{aligned}
 # $$ (mid-pinsker)
 #
-# The paper argues with *Fano's inequality*. Given $\hat Y$, describe $S$ in two steps: whether the guess is right (at most $\log2$ nats), and if not, which of the others it is (at most $\log M$). So
-# $H(S\mid\hat Y)\le\log2+P(\text{wrong})\log M$, and with $I(S;\hat Y)=\log M-H(S\mid\hat Y)$,
+# The paper argues with *Fano's inequality*. Given $\hat Y$, describe $S$ in two steps: whether the guess is right (at most $\log2$ nats), and if not,
+# which of the others it is (at most $\log M$). So $H(S\mid\hat Y)\le\log2+P(\text{wrong})\log M$, and with $I(S;\hat Y)=\log M-H(S\mid\hat Y)$,
 #
 # $$
 # P(\text{right})\;\le\;\frac{I(S;\hat Y)+\log2}{\log M} .
 # $$ (mid-fano)
 #
-# Both hold for the best attacker there is. They differ at small information, where they matter: for $M=4$ and no information at all, Fano still allows a success of one half; the truth is a quarter, as Pinsker says. For $M=2$ Fano says nothing.
-# If $S$ is not uniform, or $y$ and $x_{ns}$ are known, the same two worlds *given* these give {eq}`mid-pinsker` with the success of the best guess *without* $\hat Y$ in place of $\frac1M$. **That success is a floor: no defence of the
-# prediction can go below it**, and it is reported beside every attack on this page. The information is then $I(S;\hat Y\mid x_{ns},y)$, and of it, too, there is no more than $I(X;\hat Y)$: since $\hat Y$ depends on $y$ only through $X$, the
-# chain rule gives $I(X;\hat Y)=I(Y;\hat Y)+I(x_{ns};\hat Y\mid y)+I(S;\hat Y\mid x_{ns},y)$.
+# Both hold for the best attacker there is. They differ at small information, where they matter: for $M=4$ and no information at all, Fano still
+# allows a success of one half; the truth is a quarter, as Pinsker says. For $M=2$ Fano says nothing. If $S$ is not uniform, or $y$ and $x_{ns}$ are
+# known, the same two worlds *given* these give {eq}`mid-pinsker` with the success of the best guess *without* $\hat Y$ in place of $\frac1M$. **That
+# success is a floor: no defence of the prediction can go below it**, and it is reported beside every attack on this page. The information is then
+# $I(S;\hat Y\mid x_{ns},y)$, and of it, too, there is no more than $I(X;\hat Y)$: since $\hat Y$ depends on $y$ only through $X$, the chain rule
+# gives $I(X;\hat Y)=I(Y;\hat Y)+I(x_{ns};\hat Y\mid y)+I(S;\hat Y\mid x_{ns},y)$.
 #
-# The machine enumerates small worlds: random channels from $M$ values to $r$ answers, with the best of all $M^r$ guesses, which takes the most probable value for each answer.
+# The machine enumerates small worlds: random channels from $M$ values to $r$ answers, with the best of all $M^r$ guesses, which takes the most
+# probable value for each answer.
 
 # %%
 generator = torch.Generator().manual_seed(0)
@@ -232,7 +238,8 @@ lab.show(
 # %% [markdown]
 # ### A network: noise in the middle, and a bound on its information
 #
-# For a deterministic continuous $\hat y=f(x)$ the information is all of $H(\hat Y)$, or infinite. So the network draws: features $h(x)$ give $\mu$ and $\rho$, and
+# For a deterministic continuous $\hat y=f(x)$ the information is all of $H(\hat Y)$, or infinite. So the network draws: features $h(x)$ give $\mu$
+# and $\rho$, and
 #
 # $$
 # \begin{aligned}
@@ -242,8 +249,9 @@ lab.show(
 # \end{aligned}
 # $$ (mid-network)
 #
-# Since $\hat Y$ is made from $Z$ alone, it cannot say more about $X$ than $Z$ does (*data processing*): $I(X;\hat Y)\le I(X;Z)$. Write $q(z\mid x)=\mathcal N(\mu,\operatorname{diag}s^2)$, $q(z)=\mathbb E_xq(z\mid x)$ for the density of codes of all
-# inputs, and $r(z)=\mathcal N(0,I)$. Insert $r$:
+# Since $\hat Y$ is made from $Z$ alone, it cannot say more about $X$ than $Z$ does (*data processing*): $I(X;\hat Y)\le I(X;Z)$. Write
+# $q(z\mid x)=\mathcal N(\mu,\operatorname{diag}s^2)$, $q(z)=\mathbb E_xq(z\mid x)$ for the density of codes of all inputs, and
+# $r(z)=\mathcal N(0,I)$. Insert $r$:
 #
 # $$
 # \begin{aligned}
@@ -270,13 +278,15 @@ lab.show(
 # \end{aligned}
 # $$ (mid-kl)
 #
-# summed over the $k$ independent units. Its slopes are $\partial/\partial\mu=\mu$ and $\partial/\partial s=s-\frac1s$: the price pulls $\mu$ to $0$ and $s$ to $1$, where it is $0$ and nothing is left of the input. The loss is
+# summed over the $k$ independent units. Its slopes are $\partial/\partial\mu=\mu$ and $\partial/\partial s=s-\frac1s$: the price pulls $\mu$ to $0$
+# and $s$ to $1$, where it is $0$ and nothing is left of the input. The loss is
 #
 # $$
 # \mathcal L=-\log\hat y_{\text{true}}+\frac\beta2\sum_{j=1}^k\bigl(\mu_j^2+s_j^2-1-2\log s_j\bigr) .
 # $$ (mid-loss)
 #
-# At the start $\rho\approx0$ and $s\approx\log(1+e^{-5})\approx0.0067$, which costs about $4.5$ nats *per unit*. That is why $\beta$ has to be small, and why it depends on the width.
+# At the start $\rho\approx0$ and $s\approx\log(1+e^{-5})\approx0.0067$, which costs about $4.5$ nats *per unit*. That is why $\beta$ has to be small,
+# and why it depends on the width.
 
 # %%
 divergences, slopes = [], []
@@ -314,8 +324,9 @@ ledger.check(
 )
 
 # %% [markdown]
-# For the chain {eq}`mid-chain`, take $m$ equally frequent inputs. With one unit, $q(z)$ is a mixture on a line and every integral is a sum over a fine grid: {eq}`mid-gap` can be checked to many digits. With several units the library
-# estimates $I(X;Z)$ from draws, and the check is of the inequality, within four standard errors. To see the first step too, the released prediction is asked for its label: $I(X;\text{label})$ is counted.
+# For the chain {eq}`mid-chain`, take $m$ equally frequent inputs. With one unit, $q(z)$ is a mixture on a line and every integral is a sum over a
+# fine grid: {eq}`mid-gap` can be checked to many digits. With several units the library estimates $I(X;Z)$ from draws, and the check is of the
+# inequality, within four standard errors. To see the first step too, the released prediction is asked for its label: $I(X;\text{label})$ is counted.
 
 # %%
 line = torch.linspace(-30, 30, 60001, dtype=torch.float64)
@@ -364,8 +375,8 @@ ledger.check(
 # %% [markdown]
 # ### How much a given price leaves
 #
-# What does $\beta$ promise? Compare the best network with one that ignores its input: $\mu=0$, $s=1$, and a head that says the class frequencies. That one pays no price and has a cross-entropy of $H(Y)$, the entropy of the labels. The optimum is no
-# worse:
+# What does $\beta$ promise? Compare the best network with one that ignores its input: $\mu=0$, $s=1$, and a head that says the class frequencies.
+# That one pays no price and has a cross-entropy of $H(Y)$, the entropy of the labels. The optimum is no worse:
 #
 # $$
 # \begin{gathered}
@@ -374,8 +385,9 @@ ledger.check(
 # \end{gathered}
 # $$ (mid-promise)
 #
-# As $\beta\to\infty$ nothing is left, and the attack falls to its floor. As $\beta\to0$ the promise becomes empty: what is left is an ordinary network with a little noise, whose size it learns. In between it is
-# weak: with ten classes and the paper's $\beta=0.003$ it allows $768$ nats. The *measured* price of a trained network is a better number, and shown below.
+# As $\beta\to\infty$ nothing is left, and the attack falls to its floor. As $\beta\to0$ the promise becomes empty: what is left is an ordinary
+# network with a little noise, whose size it learns. In between it is weak: with ten classes and the paper's $\beta=0.003$ it allows $768$ nats. The
+# *measured* price of a trained network is a better number, and shown below.
 #
 # The machine trains free codes for eight inputs with three classes, and a head, at several $\beta$, on a dozen draws of noise.
 
@@ -427,8 +439,8 @@ ledger.check(
 # %% [markdown]
 # ### A hundred answers are not one
 #
-# All of this is about *one* draw. Given $x$, draws are independent, so $Q$ of them carry at most $Q$ times as much, and an attacker may collect them. For a Gaussian on a line, with signal variance $v$, the mean of $Q$ answers
-# is as good as all of them and has noise $\sigma^2/Q$:
+# All of this is about *one* draw. Given $x$, draws are independent, so $Q$ of them carry at most $Q$ times as much, and an attacker may collect them.
+# For a Gaussian on a line, with signal variance $v$, the mean of $Q$ answers is as good as all of them and has noise $\sigma^2/Q$:
 #
 # $$
 # \begin{aligned}
@@ -437,7 +449,8 @@ ledger.check(
 # \end{aligned}
 # $$ (mid-queries)
 #
-# It grows without bound. A service has to limit repeated questions, or to answer the same question with the same draw; else the noise protects little. Every attack below is made with one answer and with many.
+# It grows without bound. A service has to limit repeated questions, or to answer the same question with the same draw; else the noise protects
+# little. Every attack below is made with one answer and with many.
 
 # %%
 repeated = []
@@ -466,14 +479,16 @@ ledger.check(
 # %% [markdown]
 # ### A linear model, exactly
 #
-# The paper approximates the entropy of a linear model's outputs by a mixture. In the Gaussian case nothing needs approximating. Let $x\sim\mathcal N(0,\Sigma)$ and $\hat y=\theta^\top x+\sigma\varepsilon$. Then $\hat y$ has variance $\theta^\top\Sigma\theta+\sigma^2$, and $\sigma^2$ given
-# $x$. The entropy of a Gaussian is $\frac12\log(2\pi e\cdot\text{variance})$, so
+# The paper approximates the entropy of a linear model's outputs by a mixture. In the Gaussian case nothing needs approximating. Let
+# $x\sim\mathcal N(0,\Sigma)$ and $\hat y=\theta^\top x+\sigma\varepsilon$. Then $\hat y$ has variance $\theta^\top\Sigma\theta+\sigma^2$, and
+# $\sigma^2$ given $x$. The entropy of a Gaussian is $\frac12\log(2\pi e\cdot\text{variance})$, so
 #
 # $$
 # I(X;\hat Y)=H(\hat Y)-H(\hat Y\mid X)=\tfrac12\log\Bigl(1+\frac{\theta^\top\Sigma\theta}{\sigma^2}\Bigr) .
 # $$ (mid-linear-information)
 #
-# With $\theta_{LS}=\Sigma^{-1}\mathbb E[xy]$, the squared loss is $\text{const}+(\theta-\theta_{LS})^\top\Sigma(\theta-\theta_{LS})$. Set the gradient of the whole objective to zero:
+# With $\theta_{LS}=\Sigma^{-1}\mathbb E[xy]$, the squared loss is $\text{const}+(\theta-\theta_{LS})^\top\Sigma(\theta-\theta_{LS})$. Set the
+# gradient of the whole objective to zero:
 #
 # $$
 # \begin{gathered}
@@ -488,8 +503,10 @@ ledger.check(
 # 2v(c-1)+\frac{\lambda vc}{\sigma^2+c^2v}=0 .
 # $$ (mid-shrinkage)
 #
-# **This does not yet determine $c$.** Multiplied out it is a cubic. The logarithm is concave in $c^2v$ far out, and for small noise there are two minima: one near least squares, one near silence. Which is lower depends on $\lambda$, and as it grows the best
-# $c$ *jumps*. In the limit $\sigma\to0$ the equation becomes $c(1-c)=\frac\lambda{2v}$, which has no solution at all beyond $\lambda=\frac v2$. The library computes both and takes the lower.
+# **This does not yet determine $c$.** Multiplied out it is a cubic. As a function of $c$ the information is convex near zero and concave further out,
+# and for small noise the objective has two minima: one near least squares, one near silence. Which is lower depends on $\lambda$, and as it grows the
+# best $c$ *jumps*. In the limit $\sigma\to0$ the equation becomes $c(1-c)=\frac\lambda{2v}$, which has no solution at all beyond $\lambda=\frac v2$.
+# The library computes both and takes the lower.
 
 # %%
 optima, stationary = [], []
@@ -523,8 +540,8 @@ for case in range(cases):
             return cost
 
         search.step(closure)
-        lowest = min(lowest, float(objective(point)))
-    optima.append(float(value) - lowest)
+        lowest = min(lowest, float(objective(point).detach()))
+    optima.append(float(value.detach()) - lowest)
 ledger.check(
     "linear-stationary",
     "The gradient of the objective vanishes at the library's solution.",
@@ -612,7 +629,8 @@ lab.show(
 )
 
 # %% [markdown]
-# **What the penalty buys, compared with plain noise.** The attacker knows $c$ and divides by it: $\hat y/c=\theta_{LS}^\top x+\frac\sigma c\varepsilon$. The information depends on $\sigma/c$ alone,
+# **What the penalty buys, compared with plain noise.** The attacker knows $c$ and divides by it:
+# $\hat y/c=\theta_{LS}^\top x+\frac\sigma c\varepsilon$. The information depends on $\sigma/c$ alone,
 #
 # $$
 # \begin{aligned}
@@ -621,8 +639,9 @@ lab.show(
 # \end{aligned}
 # $$ (mid-rescaled)
 #
-# So shrinking is exactly as private as adding noise $\sigma/c$ to least squares. For fixed $r=\sigma/c$ the loss is lowest at $c=\frac v{v+r^2}$, which anyone may multiply noisy answers by. For a linear model, MID *is* output noise in other units, at best with that factor, and it
-# cannot beat it: on one release of one number the direction $\theta_{LS}$ is all there is to hide.
+# So shrinking is exactly as private as adding noise $\sigma/c$ to least squares. For fixed $r=\sigma/c$ the loss is lowest at $c=\frac v{v+r^2}$,
+# which anyone may multiply noisy answers by. For a linear model, MID *is* output noise in other units, at best with that factor, and it cannot beat
+# it: on one release of one number the direction $\theta_{LS}$ is all there is to hide.
 
 # %%
 rescaled = []
@@ -656,8 +675,9 @@ ledger.check(
 # %% [markdown]
 # ### A tree, by counting
 #
-# A tree is deterministic, and its release, the class frequencies of a leaf, is discrete. Then $H(\hat Y\mid X)=0$ and $I(X;\hat Y)=H(\hat Y)$, at most the entropy of the leaf, and less where two leaves have equal frequencies. Split one leaf, which holds a share $w$ of the rows, in
-# parts $a$ and $1-a$. The entropy of the leaf changes by
+# A tree is deterministic, and its release, the class frequencies of a leaf, is discrete. Then $H(\hat Y\mid X)=0$ and $I(X;\hat Y)=H(\hat Y)$, at
+# most the entropy of the leaf, and less where two leaves have equal frequencies. Split one leaf, which holds a share $w$ of the rows, in parts $a$
+# and $1-a$. The entropy of the leaf changes by
 #
 # $$
 # \begin{gathered}
@@ -666,14 +686,16 @@ ledger.check(
 # \end{gathered}
 # $$ (mid-leaf)
 #
-# with $H_b(a)=-a\log a-(1-a)\log(1-a)$; the cross-entropy on the training rows falls by $w$ times the information gain IG of the split. The objective falls by
+# with $H_b(a)=-a\log a-(1-a)\log(1-a)$; the cross-entropy on the training rows falls by $w$ times the information gain IG of the split. The objective
+# falls by
 #
 # $$
 # w\bigl[\mathrm{IG}-\lambda H_b(a)\bigr]>0\quad\Longleftrightarrow\quad\frac{\mathrm{IG}}{H_b(a)}>\lambda .
 # $$ (mid-gain-ratio)
 #
-# The right side is Quinlan's *gain ratio*, known from C4.5 as a cure for splits into many parts. The information price turns it into a threshold: a question is asked only if each nat that its answer releases brings more than $\lambda$ nats about the label. As
-# $\mathrm{IG}\le H_b$, a price of $1$ silences the tree. (The paper's own approximation for trees is not known to us; this greedy form is ours.)
+# The ratio on the right is Quinlan's *gain ratio*, known from C4.5 as a cure for splits into many parts. The information price turns it into a
+# threshold: a question is asked only if each nat that its answer releases brings more than $\lambda$ nats about the label. As $\mathrm{IG}\le H_b$, a
+# price of $1$ silences the tree. (The paper's own approximation for trees is not known to us; this greedy form is ours.)
 
 # %%
 ratios = []
@@ -697,9 +719,11 @@ ledger.check(
 # %% [markdown]
 # ### Why differential privacy is no help
 #
-# *Differential privacy* (DP) hides whether a row was in the training data: adding one row changes the probability of any model by at most a factor $e^\varepsilon$. Consider the best predictor of the whole *population*, $f^*$. It depends on no row at all: it is private for every $\varepsilon$. Yet
-# $I(S;f^*(X)\mid x_{ns})$ is whatever the population makes it, and somebody who asks $f^*$ about a patient and knows the rest can work back to $S$. A DP model trained on $n$ rows tends to $f^*$ as $n$ grows, since the noise that a fixed $\varepsilon$ needs falls
-# like $1/n$. Membership then has nothing to show, and the attribute everything:
+# *Differential privacy* (DP) hides whether a row was in the training data: adding one row changes the probability of any model by at most a factor
+# $e^\varepsilon$. Consider the best predictor of the whole *population*, $f^*$. It depends on no row at all: it is private for every $\varepsilon$.
+# Yet $I(S;f^*(X)\mid x_{ns})$ is whatever the population makes it, and somebody who asks $f^*$ about a patient and knows the rest can work back to
+# $S$. A DP model trained on $n$ rows tends to $f^*$ as $n$ grows, since the noise that a fixed $\varepsilon$ needs falls like $1/n$. Membership then
+# has nothing to show, and the attribute everything:
 #
 # $$
 # \begin{gathered}
@@ -726,8 +750,9 @@ lab.show_source(
 )
 
 # %% [markdown]
-# $\log s$ is the delicate spot: $s$ underflows for very negative $\rho$, and its logarithm with it. The published code adds $10^{-7}$ inside the logarithm, which forgives deviations below that and cuts their gradient off; the library uses $\log\operatorname{softplus}(t)\to t$ and
-# stays exact. `form="code"` gives the other:
+# $\log s$ is the delicate spot: $s$ underflows for very negative $\rho$, and its logarithm with it. The published code adds $10^{-7}$ inside the
+# logarithm, which forgives deviations below that and cuts their gradient off; the library uses $\log\operatorname{softplus}(t)\to t$ and stays exact.
+# `form="code"` gives the other:
 
 # %%
 underflow = pd.DataFrame({"ρ − 5": [-5.0, -10.0, -16.0, -20.0, -40.0, -2000.0]})
@@ -763,19 +788,24 @@ ledger.check(
 #
 # One page, three attackers, all with the model's parameters in hand.
 #
-# - *Attribute inference* on a table. Knows all columns but one, the true label and the release; guesses the hidden column among four values by Bayes' rule, with the exact likelihood of the release under each candidate. The prior is a
-#   logistic regression on auxiliary rows, from the known columns and the label. Its success alone is the floor.
-# - *Decoder*. Has auxiliary pictures from the same source, disjoint from all others, and the model's answers to them; learns to draw the picture from the answer and the true label. Measured is the share of the squared error *of the class mean*, which the label alone
-#   gives, that the answer helps to remove.
-# - *Gradient ascent*. Optimises a picture until the model is sure of a class; an independent classifier, a support vector machine trained on other pictures, says whether it looks like that class.
+# - *Attribute inference* on a table. Knows all columns but one, the true label and the release; guesses the hidden column among four values by Bayes'
+#   rule, with the exact likelihood of the release under each candidate. The prior is a logistic regression on auxiliary rows, from the known columns
+#   and the label. Its success alone is the floor.
+# - *Decoder*. Has auxiliary pictures from the same source, disjoint from all others, and the model's answers to them; learns to draw the picture from
+#   the answer and the true label. Measured is the share of the squared error *of the class mean*, which the label alone gives, that the answer helps
+#   to remove.
+# - *Gradient ascent*. Optimises a picture until the model is sure of a class; an independent classifier, a support vector machine trained on other
+#   pictures, says whether it looks like that class.
 #
-# A stochastic model is attacked twice: with one answer to each input, and by an *adaptive* attacker who asks a hundred times and averages (for ascent: who takes the noise out of the model). Defences were trained without sight of the attackers, and every decoder is trained
-# anew against the defence that it attacks. The people and pictures attacked are test data, not in the training set: inversion is not about members.
+# A stochastic model is attacked twice: with one answer to each input, and by an *adaptive* attacker who asks a hundred times and averages (for
+# ascent: who takes the noise out of the model). Defences were trained without sight of the attackers, and every decoder is trained anew against the
+# defence that it attacks. The people and pictures attacked are test data, not in the training set: inversion is not about members.
 #
 # ### What is claimed
 #
-# The criteria are fixed here, before anything is trained. "At equal accuracy" means: of the settings whose mean accuracy on validation pictures is at most one point below that of the undefended network, each method takes the one that lets the attacker do least on
-# validation pictures. Then the test pictures judge.
+# The criteria are fixed here, before anything is trained. "At equal accuracy" means: of the settings whose mean accuracy on validation pictures is at
+# most one point below that of the undefended network, each method takes the one that lets the attacker do least on validation pictures. Then the test
+# pictures judge.
 
 # %%
 c1a = ledger.claim(
@@ -839,8 +869,11 @@ ledger.criteria()
 # %% [markdown]
 # ### Three families on a table
 #
-# The diabetes set (442 patients, ten measurements) is divided anew for each seed: half to train, a quarter for the attacker and for the choice of settings, the rest to be attacked. The body-mass index is cut at its quartiles into four values and is the sensitive attribute.
-# Linear models predict the progression of the disease, trees and networks whether it is above the median. Each family has one other defence: output noise, with the best factor $\frac v{v+r^2}$, for linear models; fewer questions for trees; noise on the log-odds for networks.
+# The diabetes set (442 patients, ten measurements) is divided anew for each seed: half to train, a quarter for the attacker and for the choice of
+# settings, the rest to be attacked. The body-mass index is cut at its quartiles into four values and is the sensitive attribute. Linear models
+# predict the progression of the disease, trees and networks whether it is above the median. Each family has one other defence: output noise, with the
+# best factor $\frac v{v+r^2}$, for linear models; fewer questions for trees; noise on the log-odds for networks. They do not have equally many
+# settings: linear MID has twelve and its noise four, the tree six and three, networks five of each.
 
 # %%
 table = load_diabetes(scaled=False)
@@ -1079,9 +1112,13 @@ lab.record(on_table, "table")
 # %% [markdown]
 # ### Differential privacy and growing data
 #
-# Rows have 20 columns known to the attacker and a sensitive one with four values, and a label drawn from a logistic model that uses all of them. Rows are scaled to norm at most one; a regularised logistic regression (strength $\Lambda=0.003$) is fitted to $n$ rows and made $\varepsilon$-private by *output
-# perturbation* (Chaudhuri, Monteleoni and Sarwate 2011): one row moves its parameters by at most $\frac2{n\Lambda}$, so noise with density proportional to $e^{-\varepsilon n\Lambda\lVert b\rVert/2}$ is added to them. The probability is released with one decimal, so that the attack is not
-# trivially perfect. Two attackers: *membership* (is this row among the $n$? by its loss, measured by the area under the ROC curve less one half) and *attribute inference*, on rows of no training set. Each figure is the mean of five draws of the noise, and up to a thousand rows of five training sets.
+# Rows have 20 columns known to the attacker and a sensitive one with four values, and a label drawn from a logistic model that uses all of them. Rows
+# are scaled to norm at most one; a regularised logistic regression (strength $\Lambda=0.003$) is fitted to $n$ rows and made $\varepsilon$-private by
+# *output perturbation* (Chaudhuri, Monteleoni and Sarwate 2011): one row moves its parameters by at most $\frac2{n\Lambda}$, so noise with density
+# proportional to $e^{-\varepsilon n\Lambda\lVert b\rVert/2}$ is added to them. The probability is released with one decimal, so that the attack is
+# not trivially perfect. Two attackers: *membership* (is this row among the $n$? by its loss, measured by the area under the ROC curve less one half)
+# and *attribute inference*, on rows of no training set. Each figure is the mean of five draws of the noise, and up to a thousand rows also of five
+# training sets.
 
 
 # %%
@@ -1187,12 +1224,16 @@ lab.record(growing.replace(math.inf, np.nan), "growing data")
 # - *MID*: noise on, in training and in use, and a price $\beta$. With $\beta=0$ the noise is learnt freely.
 # - *weight decay*, *dropout* (in training): no noise, $z=\mu$.
 # - *output noise* on the logits, *rounding* of the probabilities, *truncation* (only the largest few are released): applied to the undefended network.
-# - *DP-SGD*: gradients of single pictures clipped to norm $C$, Gaussian noise of $\sigma C$ on their sum, batches drawn by Poisson sampling; $\sigma$ from Opacus' accountant, $\delta$ one over the training pictures.
+# - *DP-SGD*: gradients of single pictures clipped to norm $C$, Gaussian noise of $\sigma C$ on their sum, batches drawn by Poisson sampling; $\sigma$
+#   from Opacus' accountant, $\delta$ one over the training pictures.
 #
-# Every method has several strengths, "off" among them, and all but DP-SGD the same learning rate. DP-SGD got more: its rate, clip and batch were chosen by the accuracy on validation pictures of one seed, among 3 x 3 x 4.
-# They were set after a first whole run, as were the width and rate of the decoders (a stronger attacker) and some strengths of other defences (fewer), and growing data are averaged over draws since. Before, no $\varepsilon$ was left for C3a to judge. Networks and
-# decoders are trained for 25 passes, before for 30 to 40, to save time. With few draws of the growing data the verdict on C3b changed from supported to inconclusive and back; it is supported with as many draws as
-# are averaged here. On the table, the attacker's prior was fitted to the rows on which settings are chosen, alike for all methods. No criterion was changed.
+# Every method has several strengths (by default MID six, the others three or four) and "off", and all but DP-SGD the same learning rate. DP-SGD got
+# more: its rate, clip and batch were chosen by the accuracy on validation pictures of one seed, among $3\times3\times4$ combinations, and the privacy
+# that this choice costs is not counted. They were set after a first whole run, in which no $\varepsilon$ was left for C3a to judge. So were the width
+# and rate of the decoders (a stronger attacker) and some strengths of other defences (fewer). To save time, networks and decoders are trained for 25
+# passes, at first for 30 to 40. Growing data have been averaged over draws since then: with few draws the verdict on C3b changed from supported to
+# inconclusive and back, with as many as here it was supported. On the table, the attacker's prior was fitted to the rows on which settings are
+# chosen, alike for all methods. No criterion was changed.
 
 # %%
 splits = {
@@ -1260,9 +1301,11 @@ plain = lab.fit(
 )
 
 # %% [markdown]
-# DP-SGD needs the norm of every picture's own gradient, to weigh its loss by $w_i=\min(1,C/\lVert\nabla\ell_i\rVert)$. In a linear layer with input $a_i$ the gradient is an outer product with $b_i$, the gradient by the layer's output, so its squared norm is
-# $\lVert b_i\rVert^2(\lVert a_i\rVert^2+1)$, bias included (Goodfellow 2015, [arXiv:1510.01799](https://arxiv.org/abs/1510.01799)). What the common loop then sees as the loss is $\frac1B\bigl(\sum_iw_i\ell_i+\sigma C\langle\xi,\theta\rangle\bigr)$ with fixed $w_i$: its gradient is the
-# clipped, noisy sum, divided by the *expected* batch $B$.
+# DP-SGD needs the norm of every picture's own gradient, to weigh its loss by $w_i=\min(1,C/\lVert\nabla\ell_i\rVert)$. In a linear layer with input
+# $a_i$ the gradient is an outer product with $b_i$, the gradient by the layer's output, so its squared norm is
+# $\lVert b_i\rVert^2(\lVert a_i\rVert^2+1)$, bias included (Goodfellow 2015, [arXiv:1510.01799](https://arxiv.org/abs/1510.01799)). What the common
+# loop then sees as the loss is $\frac1B\bigl(\sum_iw_i\ell_i+\sigma C\langle\xi,\theta\rangle\bigr)$ with fixed $w_i$: its gradient is the clipped,
+# noisy sum, divided by the *expected* batch $B$.
 
 # %%
 rate, delta = dp_batch / cut, 1 / cut
@@ -1537,7 +1580,8 @@ for split, released in attacked.items():
 print(f"in {np.mean(decoders.trained):.0%} of attacks training improved on least squares")
 
 # %% [markdown]
-# Gradient ascent needs the network and not its answers, so it is the same for the undefended network with output noise, rounding or truncation. For MID it is done with the noise on (each step averages the posterior over two draws) and off.
+# Gradient ascent needs the network and not its answers, so it is the same for the undefended network with output noise, rounding or truncation. For
+# MID it is done with the noise on (each step averages the posterior over two draws) and off.
 
 # %%
 restarts = 4
@@ -1656,8 +1700,8 @@ lab.show(
     figure,
     caption=f"How well a decoder reconstructs test pictures, against accuracy, means over {seeds} seeds. At 0 (dotted) the answer says nothing about the picture that the label does not. "
     "With one answer MID lies below output noise and all ways of training, but rounding and truncation drop to the floor without moving left. With many answers MID's line rises nearly to that of no defence.",
-    alt="Two panels of inversion against accuracy. Left: MID falls from 43 to 10 percent as accuracy falls from 96 to 79; output noise lies above it; rounding and truncation fall vertically to about zero at full accuracy; weight decay, dropout and DP-SGD stay high. "
-    "Right: the same with many answers; MID and output noise stay between 35 and 43 percent.",
+    alt="Two panels of inversion against accuracy. Left: MID falls steeply from the height of the undefended network as accuracy falls; output noise lies above it; rounding and truncation fall vertically to about zero at full accuracy; weight decay, dropout and DP-SGD stay high. "
+    "Right: the same with many answers; MID and output noise stay near the undefended network.",
 )
 
 # %% [markdown]
@@ -1694,7 +1738,7 @@ for row, (name, images) in zip(axes, shown.items(), strict=True):
         panel.imshow(images[example][0], cmap="gray_r", vmin=0, vmax=1)
         panel.set(xticks=[], yticks=[], xlabel=" ", ylabel=" ")
     row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-figure.suptitle("Test pictures and what decoders make of one released answer")
+figure.suptitle("Test pictures and what decoders make of released answers")
 lab.show(
     figure,
     caption="The first test picture of each class, and reconstructions by decoders that know the label. Undefended answers give slant and stroke away; a high price leaves little more than the mean of the class, until the attacker asks often.",
@@ -1702,7 +1746,8 @@ lab.show(
 )
 
 # %% [markdown]
-# The price itself. On the left, what it does to the attackers; on the right, what is paid, beside the promise $H(Y)/\beta$ of {eq}`mid-promise` and an estimate of $I(X;Z)$ over the test pictures, which cannot exceed the logarithm of their number.
+# The price itself. On the left, what it does to the attackers; on the right, what is paid, beside the promise $H(Y)/\beta$ of {eq}`mid-promise` and
+# an estimate of $I(X;Z)$ over the test pictures, which cannot exceed the logarithm of their number.
 
 # %% tags=["hide-input"]
 mid_runs = plain.runs[plain.runs["method"] == "MID"]
@@ -1776,8 +1821,8 @@ left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=8)
 right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), fontsize=8)
 lab.show(
     figure,
-    caption=f"Left: means and 95 % intervals over {seeds} seeds. A decoder with one answer sees less and less; one with many answers and gradient ascent hardly notice. Right: the price paid falls with β; the information is at its ceiling, identifying each picture, until the price is high.",
-    alt="Left: four curves against the price; the decoder with one answer falls from 43 to about 10 percent, the one with many answers from 43 to 35, and both curves of gradient ascent wander between 70 and 90 percent. Right: on a logarithmic scale the price paid falls from hundreds of nats to a few; the promise lies above it.",
+    caption=f"Left: means and 95 % intervals over {seeds} seeds. A decoder with one answer sees less as the price rises; one with many answers loses little, and gradient ascent does not follow the price. Right: the price paid falls with β; the information is at its ceiling, identifying each picture, until the price is high.",
+    alt="Left: four curves against the price; the decoder with one answer falls to a fraction of where it began, the one with many answers falls little, and both curves of gradient ascent wander high above them. Right: on a logarithmic scale the price paid falls from hundreds of nats to a few; the promise lies above it.",
 )
 
 # %% tags=["hide-input"]
@@ -1921,7 +1966,7 @@ figure.legend(handles=keys, loc="outside lower center", ncols=3)
 lab.show(
     figure,
     caption="Success in guessing the quartile of the body-mass index, against the quality of what is released; the baseline is output noise (linear, network) or fewer questions (tree). For linear models MID and noise lie on one curve, as derived. Many answers undo both; a tree gives the same answer each time.",
-    alt="Three panels. Linear and network: the undefended model is at 100 percent; MID and output noise fall along one curve towards the dotted floor of about 50 percent as quality falls, and crosses for many answers stay near 100. Tree: points between 49 and 58 percent.",
+    alt="Three panels. Linear and network: the undefended model is at the top, where every attribute is guessed; MID and output noise fall along one curve towards the dotted floor as quality falls, and crosses for many answers stay near the top. Tree: all points lie between the floor and a little above it.",
 )
 
 # %% tags=["hide-input"]
@@ -1986,7 +2031,7 @@ figure.legend(handles, labels, loc="outside lower center", ncols=3)
 lab.show(
     figure,
     caption=f"Growing data, means and 95 % intervals over {seeds} seeds; chance is dotted. Left: membership fades as rows are added, and is weaker with privacy. Right: the sensitive attribute is the more readable the better the model, private or not.",
-    alt="Left: the membership curve without privacy falls from about 12 points to nearly zero by a thousand rows; the private ones start much lower. Right: attribute success rises towards 97 percent for all three, the private ones later.",
+    alt="Left: the membership curve without privacy falls to nearly zero as rows are added; the private ones start much lower. Right: attribute success rises towards the same high level for all three, the private ones later.",
 )
 
 # %% [markdown]
@@ -2045,35 +2090,52 @@ c4.judge(
 # %% [markdown]
 # ## Beside the paper
 #
-# The paper reports that MID trades accuracy for inversion better than differential privacy, rounding and noise, on tables, faces (VGG16, generative inversion) and for several model families. Its tables were not available to us, so no number of theirs stands beside ours. The network part follows
-# the published code; the linear and the tree part are not in it and were known to us from memory only, so the exact forms derived above are ours. By default this page has 701 training pictures of $8\times8$ pixels and networks of nine thousand parameters; the profile `full` goes to
-# Fashion-MNIST and a convolutional network and has not been recorded. An attack with a generative prior, the strongest in the paper, is not made here. Decoders that are wider and learn more slowly removed two to three points more from all defences alike in a trial.
+# The paper reports that MID trades accuracy for inversion better than differential privacy, rounding and noise, on tables, faces (VGG16, generative
+# inversion) and for several model families. Its tables were not available to us, so no number of theirs stands beside ours. The network part follows
+# the published code; the linear and the tree part are not in it and were known to us in outline only, so the exact forms derived above are ours. By
+# default this page has 701 training pictures of $8\times8$ pixels and networks of nine thousand parameters; the profile `full` goes to Fashion-MNIST
+# and a convolutional network and has not been recorded. An attack with a generative prior, the strongest in the paper, is not made here. Decoders
+# that are wider and learn more slowly removed two to three points more from all defences alike in a trial.
 #
-# **What holds.** The bound, and the trade: with one answer, the decoder sees less at every step of the price (C2a), and at equal accuracy, in the default run, less than with noise on the outputs, dropout, weight decay or DP-SGD. This is what one should expect where the noise is *learnt*: the network puts it where the class does
-# not depend on it, while noise on the logits is the same in all directions.
+# **What holds.** The bound, and the trade: with one answer, the decoder sees less at every step of the price (C2a), and at equal accuracy, in the
+# default run, less than with noise on the outputs, dropout, weight decay or DP-SGD. (Where the table says "off", no strength within a point of
+# accuracy leaked less than none.) This is what one should expect where the noise is *learnt*: the network puts it where the class does not depend on
+# it, while noise on the logits is the same in all directions.
 #
-# **What does not.** C1 fails against the two plainest defences. A network that rounds its probabilities to whole numbers, or releases the largest only, gives away its label and nothing else, at no cost in accuracy. By data processing nothing that releases *more* than the label can do better against a
-# decoder that knows it. Whoever needs more than labels should look at the log loss in the table of all strengths: rounding to one decimal raises it little, and still leaves a decoder far less than MID at a similar log loss. The reason is that the small probabilities, which few users read, tell the attacker most: a network this sure of itself rounds to its label. (The comparison counts accuracy alone; it
-# does not say that coarse outputs stop an attacker who chooses the inputs, as in model extraction.)
+# **What does not.** In the default run C1 fails against the two plainest defences. A network that rounds its probabilities to whole numbers gives
+# away its label and whether it was sure of it; one that releases the largest only, the label and how sure it was. This helps a decoder next to
+# nothing, and costs little or no accuracy. By data processing nothing that releases *more* can do better against a decoder that knows the label.
+# Whoever needs more than labels should look at the log loss in the table of all strengths: rounding to one decimal raises it little, and still leaves
+# a decoder far less than MID at a similar log loss. The reason is that the small probabilities, which few users read, tell the attacker most, and a
+# network this sure of itself rounds to its label. (The comparison counts accuracy alone; it does not say that coarse outputs stop an attacker who
+# chooses the inputs, as in model extraction.)
 #
-# Against many answers, MID loses most of its effect, as {eq}`mid-queries` says it must. That is the paper's setting too, if the same question may be asked twice. And gradient ascent never asks: it takes the parameters and looks for typical members of a class, which every accurate classifier knows. Its success does
-# not follow the price (C2b), even with the noise on. The paper's bound is on predictions, and this attack is none on a prediction of a secret input.
+# Against many answers, MID loses most of its effect, as {eq}`mid-queries` says it must. That is the paper's setting too, if the same question may be
+# asked twice. And gradient ascent never asks: it takes the parameters and looks for typical members of a class, which every accurate classifier
+# knows. In the default run its success does not follow the price (C2b), even with the noise on. The paper's bound is on what a prediction says about
+# its input, and this attack sees no prediction of a secret input.
 #
-# **Differential privacy** leaves reconstruction by decoders about where it was, while costing more accuracy than MID; C3a is a close call at this number of pictures, because noisy networks are also worse networks, from which there is less to read. The table of gradient ascent shows a clear exception to the paper's
-# claim: pictures ascended on DP-SGD networks are recognised far less often. A likely reason is that noisy weights make noisy pictures. On growing data, where its noise fades, DP hides membership and not the attribute (C3b), as derived.
+# **Differential privacy** leaves reconstruction by decoders about where it was, in the default run at a cost of several points of accuracy. C3a is a
+# close call at this number of pictures, because noisy networks are also worse networks, from which there is less to read. The table of gradient
+# ascent shows a clear exception to the paper's claim: pictures ascended on DP-SGD networks are recognised far less often. A likely reason is that
+# noisy weights make noisy pictures. On growing data, where its noise fades, DP hides membership and not the attribute (C3b), as derived.
 #
-# **Families.** For linear models MID is output noise in other units, and the figure shows one curve. For networks it lies on or slightly below that of noise. For the tree C4 has little room: in the default run even the undefended one is only nine points above the floor, and asking fewer questions is as good a cure.
-# Every attribute attack is far above chance (25 %) without the model, since other measurements tell a lot about the body-mass index. Only what is above the floor is the model's doing.
+# **Families.** For linear models MID is output noise in other units, and the figure shows one curve. For networks it lies close to that of noise. For
+# the tree C4 has little room: in the default run even the undefended one is only nine points above the floor, and asking fewer questions is the
+# better cure. Every attribute attack is far above chance (25 %) without the model, since other measurements tell a lot about the body-mass index.
+# Only what is above the floor is the model's doing.
 #
-# **What this says about real systems.** Tiny models, public data, and attackers who know everything about the model but its training data. It does not say how well photographs can be recovered from a real face recogniser. What carries over is the order of questions: what does the service have to release, how often
-# will it answer, and only then how to train.
+# **What this says about real systems.** Tiny models, public data, and attackers who know everything about the model but its training data. It does
+# not say how well photographs can be recovered from a real face recogniser. What carries over is the order of questions: what does the service have
+# to release, how often will it answer, and only then how to train.
 #
 # ## Try it
 #
 # The page again with other parameters: `lossbook run mutual_information_defense -p queries=10`.
 #
 # - How many answers undo the price? `-p queries=2`, `5`, `20`, and look at the right panel of the first figure of the results.
-# - A wider bottleneck costs more at the same β, since the price is a sum over units: `-p width=8` and `-p width=64`. Does the curve in the first figure move, or only its marks?
+# - A wider bottleneck costs more at the same β, since the price is a sum over units: `-p width=8` and `-p width=64`. Does the curve in the first
+#   figure move, or only its marks?
 # - A better attacker: `-p decoder_hidden=256 -p decoder_epochs=60`. Which defence loses most? Which cannot lose?
 #
 # Everything this page found:

@@ -90,10 +90,10 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 # %% [markdown]
 # ## Who works against whom
 #
-# A *threat model* says three things. What does the attacker **know**: the weights, the answers only, other data of the same kind? What may he
-# **change**, and when: training data, the input, nothing? And by what is he **measured**? A claim of safety without the three is empty. Each of the
-# seven has another answer. On six of the pages something is attacked in earnest; on the seventh, cryptography keeps everybody out, and the method has
-# to make it affordable.
+# A *threat model* says three things. What does the attacker **know**: the weights, the answers only, other data of the same kind? What may they
+# **change**, and when: training data, the input, nothing? And by what are they **measured**? A claim of safety without the three is empty. Each of
+# the seven has another answer. On six of the pages something is attacked in earnest; on the seventh, cryptography keeps everybody out, and the method
+# has to make it affordable.
 #
 # :::::{div} lossbook-scroll
 # ::::{list-table} The attacker
@@ -109,7 +109,7 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 #   - the model, its answer (or many of them), the label, other data from the same source
 #   - nothing; asks after training
 # * - [SmoothInv](smoothinv.ipynb)
-#   - how the model will be trained; the *defender* has the model and one clean picture
+#   - training pictures, nothing about the model; the *defender* has the model and one clean picture
 #   - a tenth of the training data, before training; later the input, by the same trigger
 # * - [WEAT](weighted_energy_adversarial.ipynb)
 #   - everything: weights, training, true class
@@ -121,13 +121,13 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 #   - nothing about the detector: the fakes were not made for it
 #   - the whole input: a fake in place of a real thing, of a kind never trained on
 # * - [Entropy-guided attention](entropy_guided_attention.ipynb)
-#   - the server its model, the client his prompt; each keeps to the protocol and is curious about the other
+#   - the server its model, the client its prompt; each keeps to the protocol and is curious about the other
 #   - nothing
 # ::::
 # :::::
 #
 # :::::{div} lossbook-scroll
-# ::::{list-table} What he must not reach, and how one knows
+# ::::{list-table} What the attacker must not reach, and how one knows
 # :header-rows: 1
 #
 # * - Page
@@ -138,7 +138,7 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 #   - ROC of fresh attackers, true-positive rate at a low false-positive rate; Fréchet distance for what the model is worth
 # * - [MID](mutual_information_defense.ipynb)
 #   - the input behind an answer, or one attribute of it
-#   - share of the class mean's error that a decoder removes, success of guesses; accuracy
+#   - share of the class mean's error that a decoder removes, success of guesses, recognised pictures of gradient ascent; accuracy
 # * - [SmoothInv](smoothinv.ipynb)
 #   - the answer on triggered inputs
 #   - success rate of the recovered trigger on other pictures, likeness to the true one; clean classifiers as control
@@ -157,7 +157,7 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 # ::::
 # :::::
 #
-# The figure puts the seven on the path from data to answer. Where the crosses are is where somebody has a hand in; open circles are where he looks.
+# The figure puts the seven on the path from data to answer. Crosses mark where attackers change something, open circles where they look.
 
 # %% tags=["hide-input", "card"]
 STAGES = ["data", "training", "model", "input", "answer"]
@@ -231,8 +231,8 @@ lab.show(
     caption="Each row is a page of this part, each column a station from data to answer. Two families show: above, attackers who only look and want what went in; "
     "in the middle, attackers who change what goes in and want a wrong answer. In the last row nobody gets to look.",
     alt="A grid of seven papers by five stations: data, training, model, input, answer. SMP-LoRA: the attacker looks at the model, the data are protected, the method acts in training. "
-    "MID: he looks at model and answer, the input is protected, the method acts in training and answer. SmoothInv: he changes data and input, the answer is protected, the method looks at the model. "
-    "WEAT and B-MTARD: he looks at the model and changes the input, the answer is protected, the method acts in training. Hyp-OC: he changes the input, looking at nothing. "
+    "MID: the attacker looks at model and answer, the input is protected, the method acts in training and answer. SmoothInv: the attacker changes data and input, the answer is protected, the method acts on the model. "
+    "WEAT and B-MTARD: the attacker looks at the model and changes the input, the answer is protected, the method acts in training. Hyp-OC: the same, but the attacker looks at nothing. "
     "Entropy-guided attention: model and input are protected, nobody looks or changes, the method acts in training and model.",
 )
 
@@ -321,7 +321,7 @@ lab.show(
 # J\le\frac{e^\varepsilon-1}{e^\varepsilon+1},\qquad\mathrm{AUC}\le\frac{e^\varepsilon}{1+e^\varepsilon},
 # $$ (pr-dp-area)
 #
-# which randomised response attains. A large $\varepsilon$ promises little: at $\varepsilon=8$ and $f=10^{-3}$ {eq}`pr-dp` allows $\tau=1$. A
+# which randomised response attains. A large $\varepsilon$ promises little: at $\varepsilon=8$ and $f=10^{-3}$ {eq}`pr-dp` allows $\tau>0.999$. A
 # mechanism that adds Gaussian noise of standard deviation $\sigma$ to a number that one example changes by 1 has the curve
 # $\tau=\Phi(\Phi^{-1}(f)+1/\sigma)$. Where it is farthest above the line of slope $e^\varepsilon$, the densities have the ratio $e^\varepsilon$: at
 # the threshold $\varepsilon\sigma+\frac1{2\sigma}$ (in units of $\sigma$). So the curve touches its bound at the smallest $\delta$ possible,
@@ -627,9 +627,9 @@ lab.show_table(
 # %% [markdown]
 # ### Working back to the input
 #
-# An attacker sees a release $r$, made from the input $x$ and perhaps random. By the squared error his best reconstruction is $\hat x(r)=\mathbb
-# E[x|r]$. Suppose that the release gives away the label, $y=y(r)$; who hears the label alone says the mean of the class, $\hat x(y)=\mathbb E[x|y]$.
-# By the law of total variance, applied within each class,
+# An attacker sees a release $r$, made from the input $x$ and perhaps random. By the squared error the best reconstruction is
+# $\hat x(r)=\mathbb E[x|r]$. Suppose that the release gives away the label, $y=y(r)$; who hears the label alone says the mean of the class,
+# $\hat x(y)=\mathbb E[x|y]$. By the law of total variance, applied within each class,
 #
 # $$
 # \begin{aligned}
@@ -692,9 +692,9 @@ ledger.check(
 # ### Intervals of rates
 #
 # Success rates and true-positive rates are shares $\hat p$ of $n$ tries. The textbook interval $\hat p\pm z\sqrt{\hat p(1-\hat p)/n}$ has no length
-# at $\hat p=0$, just where privacy is decided. Wilson's interval collects the $p$ that a test would not reject, $\lvert\hat p-p\rvert\le
-# z\sqrt{p(1-p)/n}$, whose ends solve a quadratic equation. Clopper and Pearson's takes the binomial distribution itself and never covers less than it
-# says. How often an interval covers $p$ is a finite sum,
+# at $\hat p=0$, just where privacy is decided. Wilson's interval collects the $p$ that a test would not reject,
+# $\lvert\hat p-p\rvert\le z\sqrt{p(1-p)/n}$, whose ends solve a quadratic equation. Clopper and Pearson's takes the binomial distribution itself and
+# never covers less than it says. How often an interval covers $p$ is a finite sum,
 #
 # $$
 # C(p)=\sum_{k:\,p\in I(k)}\binom nkp^k(1-p)^{n-k} .
@@ -806,9 +806,9 @@ lab.show(
 # ## One experiment with each
 #
 # **Members.** A pool of digits, a tenth of them with a wrong label. Each network is trained on one half of the pool, and the attacker is to tell the
-# halves apart. He knows the network's answer on each picture with its given label. The *plain* attack takes the loss alone: small means member. The
-# *calibrated* attack also has reference networks, trained on halves that the attacker knows, and so learns of each picture how it is answered by
-# networks that have seen it and by those that have not. With $\varphi=\log\frac{p_y}{1-p_y}$ of the attacked network, and
+# halves apart, knowing the network's answer on each picture and the label that it was given. The *plain* attack takes the loss alone: small means
+# member. The *calibrated* attack also has reference networks, trained on halves that the attacker knows, and so learns of each picture how it is
+# answered by networks that have seen it and by those that have not. With $\varphi=\log\frac{p_y}{1-p_y}$ of the attacked network, and
 # $\bar\varphi_{\text{in}},\bar\varphi_{\text{out}}$ the means over the references,
 #
 # $$
@@ -834,8 +834,8 @@ lab.show(
 # before: a picture counts as right if it withstands them all.
 #
 # **Inversion.** The attacker sees the log-probabilities that the undefended network gives a test picture, and has trained a decoder on validation
-# pictures. His score is the share of the squared error of the *mean picture* that he removes. Beside it the score of somebody who hears the predicted
-# label only, and says the mean of validation pictures with that prediction.
+# pictures. The score is the share of the squared error of the *mean picture* that the decoder removes. Beside it the score of somebody who hears the
+# predicted label only, and says the mean of validation pictures with that prediction.
 #
 # **Intervals.** Scores of members are normal with mean 1, of others with mean 0. What `lab.judge_attack` reports on so many of each is compared with
 # the true values.
@@ -1375,15 +1375,15 @@ c9.judge(covered["area covered"] - 95)
 # %% [markdown]
 # ## What follows, and what does not
 #
-# **For reading the seven pages.**
+# **For reading the seven pages.** What is said of the claims here is said of the default run.
 #
 # - **An area alone is not enough (C1, C3).** The calibrated attack is sure of most mislabelled members, while the plain one finds at the low rate
 #   about as many as chance would: what stands out for it are mislabelled *non-members*. Whoever judges a defence by the plain loss alone would call
 #   these networks harmless. Who is harmed are those that are unlike the rest; an average over everybody hides them.
 # - **But areas do differ (C2).** Our guess from {eq}`pr-few` was too bold. It holds for two ideal attacks on the wrong labels; the calibrated one
 #   also learns from pictures with right labels, which add little at the low rate (see the table) and much to the area. The direction in which the
-#   area errs is that of {eq}`pr-low`: the area of the plain attack would *allow* a fifth of the members to be found at a rate of 1 %, and it finds
-#   next to none.
+#   area errs is that of {eq}`pr-low`: with a concave curve, the area of the plain attack would *allow* a fifth of the members to be found at a rate
+#   of 1 %, and it finds next to none.
 # - **The attacker decides who wins (C4, C5).** FGSM and PGD without a random start see hardly anything of the two masked networks, whose weights are
 #   those of the undefended one. Random starts uncover a little. An attack on a ratio of logits undoes the inflation at once; rounding gives way to
 #   the search without gradients in part, and wholly to whoever leaves the rounding out. Hence the pages on WEAT and B-MTARD judge by an ensemble with

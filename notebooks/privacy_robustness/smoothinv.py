@@ -130,8 +130,7 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 #
 # Given one clean picture $x$ and a class $c$, SmoothInv looks for the $\delta$ with $\lVert\delta\rVert_2\le\epsilon$ and $x+\delta\in[0,1]^d$ that
 # lowers $-\log g_\sigma(x+\delta)_c$, with fresh noise in each step. $\delta$ is then judged on *other* pictures and on the classifier itself,
-# without noise: the *attack success rate* (ASR) is the share of pictures $x'$ of other classes with
-# $\arg\max f(\operatorname{clip}(x'+\delta))=c$.
+# without noise: the *attack success rate* (ASR) is the share of pictures $x'$ of other classes with $\arg\max f(\operatorname{clip}(x'+\delta))=c$.
 #
 # ### Two estimators of one gradient
 #
@@ -145,10 +144,10 @@ device: str = "auto"  # "auto" takes a GPU where there is one
 # $$ (smoothinv-stein)
 #
 # This needs no derivative of $f$, not even continuity. If $f$ is smooth, one can also differentiate inside the integral,
-# $\nabla g_\sigma(x)=\mathbb E\,\nabla f(x+\varepsilon)$. The equality of both is *Stein's identity*. Backpropagation through the noisy copies
-# is the second estimator. The first would do with the classifier's answers alone, but see what it costs. For linear
-# $f(x+\varepsilon)=h+a^\top\varepsilon$ the second has no variance at all. The first has mean $a$ and, because
-# $\mathbb E\lVert\varepsilon\rVert^2=d\sigma^2$ and $\mathbb E\lVert\varepsilon\rVert^2(a^\top\varepsilon)^2=(d+2)\sigma^4\lVert a\rVert^2$,
+# $\nabla g_\sigma(x)=\mathbb E\,\nabla f(x+\varepsilon)$. The equality of both is *Stein's identity*. Backpropagation through the noisy copies is the
+# second estimator. The first would do with the classifier's answers alone, but see what it costs. For linear $f(x+\varepsilon)=h+a^\top\varepsilon$
+# the second has no variance at all. The first has mean $a$ and, because $\mathbb E\lVert\varepsilon\rVert^2=d\sigma^2$ and
+# $\mathbb E\lVert\varepsilon\rVert^2(a^\top\varepsilon)^2=(d+2)\sigma^4\lVert a\rVert^2$,
 #
 # $$
 # \operatorname{tr}\operatorname{Cov}\Bigl[\frac{\varepsilon f}{\sigma^2}\Bigr]
@@ -377,8 +376,8 @@ ledger.check(
 )
 
 # %% [markdown]
-# The library's inversion on such a model, 64 dimensions with 40 clutter directions orthogonal to $v$, from points below the threshold of the backdoor. The plain
-# gradient, at $\sigma=0$, goes into the clutter.
+# The library's inversion on such a model, 64 dimensions with 40 clutter directions orthogonal to $v$, from points below the threshold of the
+# backdoor. The plain gradient, at $\sigma=0$, goes into the clutter.
 
 # %% tags=["hide-input"]
 dimension, clutter, kappa, points = 64, 40, 0.02, 12
@@ -499,9 +498,9 @@ for floor in (1e-20, 0.0):
 # ### Steps of fixed length
 #
 # The gradient is divided by its length before the momentum sees it. With unit vectors $n_t$, momentum $m$ and step size $\eta$,
-# $v_t=\sum_{s\le t}m^{t-s}n_s$ is at most $\frac{1-m^{t}}{1-m}$ long after $t$ steps. Both projections go onto convex sets that contain $0$, and neither can
-# lengthen $\delta$: clipping a coordinate to an interval around $0$ shrinks it, and so does the ball. Hence each step moves $\delta$ by less than
-# $\frac\eta{1-m}$, and
+# $v_t=\sum_{s\le t}m^{t-s}n_s$ is at most $\frac{1-m^{t}}{1-m}$ long after $t$ steps. Both projections go onto convex sets that contain $0$, and
+# neither can lengthen $\delta$: clipping a coordinate to an interval around $0$ shrinks it, and so does the ball. Hence each step moves $\delta$ by
+# less than $\frac\eta{1-m}$, and
 #
 # $$
 # \lVert\delta_T\rVert\le\min\Bigl(\epsilon,\ \eta\sum_{t=1}^T\frac{1-m^t}{1-m}\Bigr)\le\min\Bigl(\epsilon,\frac{T\eta}{1-m}\Bigr).
@@ -598,14 +597,14 @@ for sigma in (0.0, 1.0):
 # ### With a denoiser
 #
 # The paper's second variant classifies noisy copies only after a diffusion model has cleaned them, in one step: ordinary classifiers are not used to
-# noise, and fail on it before their gradients mean anything. A diffusion model mixes $\sqrt{\bar\alpha_t}\,y+\sqrt{1-\bar\alpha_t}\,\xi$ with $y=2x-1\in[-1,1]^d$
-# and $\xi$ standard normal. Divide by $\sqrt{\bar\alpha_t}$ and go back to $[0,1]$:
+# noise, and fail on it before their gradients mean anything. A diffusion model mixes $\sqrt{\bar\alpha_t}\,y+\sqrt{1-\bar\alpha_t}\,\xi$ with
+# $y=2x-1\in[-1,1]^d$ and $\xi$ standard normal. Divide by $\sqrt{\bar\alpha_t}$ and go back to $[0,1]$:
 #
 # $$
 # \tfrac12\Bigl(1+2x-1+\sqrt{\tfrac{1-\bar\alpha_t}{\bar\alpha_t}}\,\xi\Bigr)=x+\tfrac12\sqrt{\tfrac{1-\bar\alpha_t}{\bar\alpha_t}}\,\xi .
 # $$ (smoothinv-diffusion)
 #
-# So step $t$ carries the noise $\sigma$ if $\sqrt{(1-\bar\alpha_t)/\bar\alpha_t}=2\sigma$; taken is the first that reaches it. The official code
+# So step $t$ carries the noise $\sigma$ if $\sqrt{(1-\bar\alpha_t)/\bar\alpha_t}=2\sigma$; the first step that reaches it is taken. The official code
 # begins its search at index 1, and so never uses the step with the least noise.
 
 # %%
@@ -646,9 +645,10 @@ lab.show_source(smoothed_logits, smoothed_cross_entropy, smooth_inversion)
 # ## The experiment
 #
 # **Threat model.** The *attacker* changes part of the training set: a tenth of the training pictures gets the trigger and the target's label. Which
-# tenth depends on the seed, and so does the target. The *defender* has the finished classifier, its weights and gradients, and one clean picture
-# (validation pictures for tuning $\sigma$ are a convenience of ours), and knows neither trigger nor poisoned pictures. He knows the target in all
-# comparisons but the last, where he must find it. Measured is how well his trigger works and how much it resembles the true one.
+# tenth depends on the seed, and so does the target. This takes no knowledge of the classifier. Later the attacker puts the trigger on any input. The
+# *defender* has the finished classifier, its weights and gradients, and one clean picture, and knows neither trigger nor poisoned pictures. In all
+# comparisons but the last the defender knows the target; in the last it has to be found. (More clean pictures, on which $\sigma$ is tuned and classes
+# are ranked, are a convenience of ours.) Measured is how well the recovered trigger works and how much it resembles the true one.
 #
 # **Triggers.** `patch` overwrites the lower right corner, 3x3 pixels, with a chequerboard. `blend` adds to every pixel of the picture 0.2 or -0.2, a fixed
 # coarse pattern, and clips. The profile `full` adds `warp`, a fixed smooth shift of about a pixel. The radius $\epsilon$ is the mean length of
@@ -656,17 +656,17 @@ lab.show_source(smoothed_logits, smoothed_cross_entropy, smooth_inversion)
 #
 # **Classifiers.** Three convolutions, no batch statistics. For each seed one with each trigger and one clean.
 #
-# **Methods.** *SmoothInv* with $\sigma$ chosen per trigger by the ASR on validation pictures. *PGD, same optimiser*: the same at $\sigma=0$, all steps and
-# momentum alike. *PGD, plain*: projected gradient descent of the laboratory, no momentum, same steps, step size and radius. *Mask*: Neural
-# Cleanse's mask and pattern from the same single picture, with four times as many steps, since it needs no noisy copies; its ASR is that of
-# pasting, its natural use. For comparison of shapes its perturbation is what it changes in the start picture, $m\odot(p-x)$.
-# All are judged on test pictures of other classes by the classifier without noise.
+# **Methods.** *SmoothInv* with $\sigma$ chosen per trigger by the ASR on validation pictures. *PGD, same optimiser*: the same at $\sigma=0$, all
+# steps and momentum alike. *PGD, plain*: projected gradient descent of the laboratory, no momentum, same steps, step size and radius. *Mask*: Neural
+# Cleanse's mask and pattern from the same single picture, with four times as many steps, since it needs no noisy copies; its ASR is that of pasting,
+# its natural use. For comparison of shapes its perturbation is what it changes in the start picture, $m\odot(p-x)$. Only SmoothInv is tuned: PGD has
+# no $\sigma$, and the mask's penalty adapts itself as it runs. All are judged on test pictures of other classes by the classifier without noise.
 #
 # ### What is claimed
 #
-# The criteria were fixed before the runs that are judged. A pilot with other settings compared networks, triggers, radii and lengths of training at the seeds
-# 0, 1 and 100 to 102. Nothing was changed after the first complete run, except how the code is arranged and that the mask is no longer tried on clean
-# classifiers, which draws another random start for the others.
+# The criteria were fixed before the runs that are judged. A pilot with other settings compared networks, triggers, radii and lengths of training at
+# the seeds 0, 1 and 100 to 102. Nothing was changed after the first complete run, except how the code is arranged and that the mask is no longer
+# tried on clean classifiers, which draws another random start for the others.
 
 # %%
 c1 = ledger.claim(
@@ -1498,29 +1498,32 @@ compared(c5, growth)
 # ours after the abstract.
 #
 # - **Size.** Our pictures have 64 pixels by default. The paper's contrast, a PGD perturbation that means nothing, needs many directions in which a
-#   classifier can be fooled. Here there are few, and the trigger is the best of them: the plain gradient finds part of it by itself, as the first column of the sweep
-#   shows. What remains of the gap is the effect of smoothing alone.
-# - **Where the hump comes from.** In the solvable model more noise never hurts. In the default run too much noise hurts for the patch, whose nine
-#   pixels are drowned and whose probability saturates, and hardly for the blend, which is coarse and dense, and adds up over all pixels
+#   classifier can be fooled. Here there are few, and the trigger is the best of them: the plain gradient finds part of it by itself, as the leftmost
+#   points of the sweep show. What remains of the gap is the effect of smoothing alone.
+# - **Where the hump comes from.** In the solvable model more noise never hurts. In the default run the largest noise tends to hurt for the patch,
+#   whose nine pixels are drowned and whose probability saturates, and hardly for the blend, which is coarse and dense, and adds up over all pixels
 #   like the honest term $w^\top x$. So "too large" depends on the trigger, and a defender does not know it.
-# - **Universal perturbations.** Clean classifiers are fooled by perturbations of the same radius well above chance, more so with smoothing than
-#   without. A high ASR alone is therefore no evidence of a backdoor; the comparison with a clean classifier, or between classes, is.
-# - **Mask from one picture.** The mask asks for as few pixels as possible. For the patch they do lie in its corner, more purely than SmoothInv's perturbation, which
-#   also uses whatever else leads to the target; so the claim of resemblance fails against the mask where it is measured by energy. But it keeps only
-#   what this one picture needs, and that does not suffice for others: hence the low ASR, and the gain from more pictures.
-# - **Intervals.** Several comparisons, widened together, make wide intervals: read the tables above the verdicts, too. Seeds differ in
-#   the target, and some classes are easy to reach without any trigger, as the clean classifiers
-#   show. In the search for the target of the patch such a class, in the default run the digit 4, comes as high as the target in some seeds; it does so on clean
-#   classifiers too, which would tell them apart.
-#   A run with `-p seeds=8 -p images=2 -p detection_images=1 -p judged=150` had the same verdicts as the first with five seeds, except that C5 was supported.
+# - **Universal perturbations.** In the default run clean classifiers, too, are often driven to the target by perturbations of the same radius, more
+#   so with smoothing than without. A high ASR alone is therefore no evidence of a backdoor; the comparison with a clean classifier, or between
+#   classes, is.
+# - **Mask from one picture.** The mask asks for as few pixels as possible. In the default run most of them do lie in the patch's corner, more purely
+#   than SmoothInv's perturbation, which also uses whatever else leads to the target; measured by energy, the claim of resemblance does not hold
+#   against the mask. But the mask keeps only what this one picture needs, and that does not suffice for others: hence the low ASR, and the gain from
+#   more pictures.
+# - **Intervals.** Several comparisons, widened together, make wide intervals: read the tables above the verdicts, too. Seeds differ in the target,
+#   and some classes are easy to reach without any trigger, as the clean classifiers show. In the search for the target of the patch such a class, in
+#   the default run the digit 4, comes as high as the target in some seeds; it does so on clean classifiers too, which would tell them apart. A run
+#   with `-p seeds=8 -p images=2 -p detection_images=1 -p judged=150` had the same verdicts as the first with five seeds, except that C5 was
+#   supported.
 #
-# Between paper and official code, and what we did: the code reports for each picture the best of three $\sigma$ by the ASR that is reported, on the same pictures;
-# we choose once, on others, and show what the difference would be. It averages over everything in the batch, so it can only treat one picture at a time, and one zero
-# gradient would zero a whole batch; ours keeps problems apart. Its floor of $10^{-20}$ is our default. Smaller here are $N$ and the number of steps.
+# Between paper and official code, and what we did: the code reports for each picture the best of three $\sigma$ by the ASR that is reported, on the
+# same pictures; we choose once, on others, and show what the difference would be. It averages over everything in the batch, so it can only treat one
+# picture at a time, and one zero gradient would zero a whole batch; ours keeps problems apart. Its floor of $10^{-20}$ is our default. Smaller here
+# are $N$ and the number of steps.
 #
-# **What this says about real systems.** That the weights of a classifier can betray a static trigger to somebody with one clean picture. It says nothing on triggers that differ
-# from picture to picture, and little on how an attacker who knows the method would train; `full` looks at one such attempt, noise in training. A
-# defender who finds nothing has not shown that there is nothing.
+# **What this says about real systems.** That the weights of a classifier can betray a static trigger to somebody with one clean picture. It says
+# nothing on triggers that differ from picture to picture, and little on how an attacker who knows the method would train; `full` looks at one such
+# attempt, noise in training. A defender who finds nothing has not shown that there is nothing.
 
 # %% [markdown]
 # ## Try it

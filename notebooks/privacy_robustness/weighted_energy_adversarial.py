@@ -58,9 +58,9 @@
 # is the larger, the closer its energy is to zero.
 #
 # **To take away.** The cross-entropy is a difference of two energies, and so is the divergence that TRADES lowers: both identities are exact. An
-# untargeted attack raises one energy or lowers the other, but nothing says which: for two classes the energy of an image *rises* until the
-# attack crosses the decision boundary, and falls only beyond. The weight uses a number that no loss ever trains: the level of the logits.
-# And since weights lie well below 1, they act on the learning rate too, which a fair comparison must take out.
+# untargeted attack raises one energy or lowers the other, but nothing says which: for two classes whose logits are equally steep, the energy of an
+# image *rises* until the attack crosses the decision boundary, and falls only beyond. The weight uses a number that no loss ever trains: the level of
+# the logits. And since weights lie well below 1, they act on the learning rate too, which a fair comparison must take out.
 
 # %% tags=["hide-input"]
 import dataclasses
@@ -203,8 +203,7 @@ ledger.check(
 # An untargeted attack makes a small step $\delta$ along which the cross-entropy of the true class rises. To first order,
 #
 # $$
-# 0<\delta\cdot\nabla\mathrm{CE}(x,y)=\underbrace{\delta\cdot\nabla E(x,y)}_{\text{change of }E(x,y)}-\underbrace{\delta\cdot\nabla
-# E(x)}_{\text{change of }E(x)} .
+# 0<\delta\cdot\nabla\mathrm{CE}(x,y)=\underbrace{\delta\cdot\nabla E(x,y)}_{\text{change of }E(x,y)}-\underbrace{\delta\cdot\nabla E(x)}_{\text{change of }E(x)} .
 # $$ (weat-step)
 #
 # So $E(x,y)$ goes up, or $E(x)$ goes down, or both; the equation does not say which. A targeted attack lowers the cross-entropy of its target
@@ -221,7 +220,7 @@ ledger.check(
 # \end{aligned}
 # $$ (weat-two)
 #
-# and if both gradients are equally long, this is $\tfrac12(p_y-p_t)\lVert g_y-g_t\rVert^2$. **The energy of the image rises as long as the true class
+# and if both gradients are equally long, this is $\tfrac12(p_y-p_t)\lVert g_y-g_t\rVert^2$. **Then the energy of the image rises as long as the true class
 # leads, is highest at the decision boundary, and falls beyond it.** This is plain: the attack takes the logit of the true class down and that of
 # the other up, and the energy follows the larger of the two. So the sign of the energy's change tells how far beyond the boundary the
 # attack gets, and we should expect it to depend on the radius and on how robust the network is.
@@ -578,8 +577,8 @@ print(f"up to {max(inexact):.0f} below its value.")
 # with SGD with momentum, weight decay $5\cdot10^{-4}$ and a one-cycle schedule as in the paper. TRADES and WEAT are tuned over the same grid of
 # learning rates and $\beta$, by PGD accuracy on validation images; PGD-AT over learning rates, standard training over learning rates by clean
 # accuracy. A weight below 1 on the whole loss acts like a smaller learning rate, so a single learning rate for both would not be fair, whichever it
-# is. Three more runs at the setting of WEAT take the weight apart: *mean weight* gives each image the mean weight of its batch, *permuted weights*
-# hands the weights of a batch to other images of it; and WEAT's adversarial form.
+# is. Three more runs, at the setting that tuning chose for WEAT, take the weight apart: *mean weight* gives each image the mean weight of its batch,
+# *permuted weights* hands the weights of a batch to other images of it; and WEAT's adversarial form.
 #
 # All runs of TRADES and WEAT are trained in one stack, all controls in another; which weights a run uses is a hyperparameter of it.
 
@@ -1046,7 +1045,7 @@ summary = "; ".join(
 lab.show(
     figure,
     caption=f"Mean change of the energy of test images under PGD, against its radius, mean over {seeds} seeds. Above zero the attack raises the energy. "
-    "An untargeted attack first raises it and lowers it once it gets far beyond the decision boundary.",
+    "By the derivation an untargeted attack should raise it first, and lower it only where it gets far beyond the decision boundary.",
     alt="Two panels of curves over the radius of the attack, one curve a network. "
     f"Untargeted, at the radius of training, in standard deviations: {summary}. Targeted attacks raise the energy of robust networks over a wide range of radii.",
 )
@@ -1334,24 +1333,25 @@ c7.judge(lab.paired(chosen, "ensemble", "WEAT", "permuted weights"))
 #
 # - **C1** stands or falls with the radius. In the default run the mean energy at the radius of training *rises* under untargeted attacks too, on
 #   the standard network and on the robust ones. The derivation says why: {eq}`weat-two` lets the energy rise up to the decision boundary, and at
-#   this radius images do not get far beyond it. The table has images that end in a wrong class apart: their energy has risen less. The figure shows
+#   this radius images do not get far beyond it. The table lists images that end in a wrong class separately: their energy has risen less. The figure shows
 #   the fall that the paper reports, at radii several times as large, where attacks end deep in a wrong class. So the sign tells how far an attack
 #   gets, more than whether it had a target. Targeted attacks raise the energy, as claimed.
 # - **C2** depends on the unit. In the default run test robustness of PGD-AT falls while the raw gap of training energies grows, as claimed. But the
 #   raw gap of TRADES grows as well, and TRADES does not overfit there. Logits grow in a long training, and gaps with them. In units of the spread
 #   of energies little of PGD-AT's rise is left, and the gap of TRADES shrinks.
 # - **C3** is judged in that unit too. In raw numbers the gap of the robust networks is smaller, by far for TRADES, whose logits are small altogether.
-# - **C4 to C7** are differences of few points on some hundred images. The table over the grid is the more telling result: at the lowest rate TRADES
-#   is ahead of WEAT, at the highest TRADES does not train at all and WEAT does. A comparison at one rate could have given either verdict. After
-#   tuning, what is left for the weights is the difference to *mean weight* and to *permuted weights*, which train at the same setting. The spread
-#   of weights within a batch, in the table of settings, says how much there is to permute.
+# - **C4 to C7** are differences of few points on some hundred images. The table over the grid is the more telling result: in the default run TRADES
+#   is ahead of WEAT at the lowest rate, and at the highest TRADES does not train at all and WEAT does. A comparison at one rate could have given
+#   either verdict. There the best settings lie at an edge of the grid, of the rate for WEAT and of $\beta$ for TRADES, so a wider grid might move C4.
+#   After tuning, what is left for the weights is the difference to *mean weight* and to *permuted weights*. These train at the setting tuned for
+#   WEAT, not for them, which favours WEAT. The spread of weights within a batch, in the table of settings, says how much there is to permute.
 #
 # ## Beside the paper
 #
-# The paper trains a ResNet-18 on CIFAR-10, CIFAR-100, SVHN and Tiny-ImageNet, for 100 passes at $\epsilon=8/255$, and reports robust accuracy at
-# the level of the state of the art or above, and images generated from a robust classifier. Its tables were not available to us, so no number of
-# theirs stands beside ours, and generation is not tried here. This page by default uses 8x8 digits, a network with one hidden layer and twelve
-# passes. What cannot be concluded:
+# The paper trains a ResNet-18 on CIFAR-10, CIFAR-100, SVHN and Tiny-ImageNet, for 100 passes at $\epsilon=8/255$, and reports robust accuracy at the
+# level of the state of the art or above, and images generated from a robust classifier. Its tables were not available to us, so no number of theirs
+# stands beside ours, and generation is not tried here. This page by default uses 8x8 digits, a network with one hidden layer, twelve passes, and
+# attacks of four steps in training, where the paper takes ten. What cannot be concluded:
 #
 # - **The sign of the energy change (C1)** on large images. A standard network on CIFAR-10 is driven deep into wrong classes by $8/255$; measured by
 #   how far attacks get, our radius is small. The figure shows both regimes on the same networks.
