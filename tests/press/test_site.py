@@ -181,9 +181,12 @@ def test_a_killed_render_leaves_the_last_site_and_does_not_spoil_the_next(book, 
     before = book.page("part/one")
     book.replace("part/one.ipynb", "Said by", "Uttered by")
     arguments = [sys.executable, "-c", RENDER, book.folder, book.project.output, book.source]
-    press = subprocess.Popen(arguments)
     log = book.project.output / "render.log"
-    wait_for(lambda: "Source Folder" in log.read_text() and not (book.project.output / "render/state").exists())
+    log.unlink()
+    press = subprocess.Popen(arguments)
+    # It says so once it reads, and what state was there is gone by then.
+    wait_for(lambda: log.exists() and "Source Folder" in log.read_text())
+    assert not (book.project.output / "render/state").exists()
     [child] = subprocess.run(["pgrep", "-P", str(press.pid)], capture_output=True, text=True).stdout.split()
     os.kill(press.pid, signal.SIGKILL)
     press.wait()
