@@ -9,7 +9,7 @@
 #     language: python
 #     name: python3
 #   lossbook:
-#     idea: A transformer stripped of all nonlinearities but softmax is cheap to run on encrypted text; a penalty on attention entropy repairs part of what it loses.
+#     idea: A transformer stripped of all nonlinearities but softmax is cheap to run on encrypted text; a penalty on attention entropy is to repair what that breaks.
 #     tags: [privacy, attention, entropy, language model, regularisation]
 #     profiles:
 #       smoke:
