@@ -1218,8 +1218,9 @@ c5.judge(
 #
 # **What follows.**
 #
-# - **InfoNCE, tuned, is hard to beat (C1).** Nothing here is better by the margin, although there is room: most losses find far more than raw pixels
-#   do. A paper that reports a gain over InfoNCE at one temperature reports, in part, a gain over that temperature.
+# - **InfoNCE, tuned, is hard to beat (C1).** On average nothing here is better by the margin, although there is room: most losses find far more than
+#   raw pixels do. The interval of one loss may still reach beyond it: with other views drawn for validation C1 was supported, with these it is
+#   open. A paper that reports a gain over InfoNCE at one temperature reports, in part, a gain over that temperature.
 # - **Some names are one loss.** By {eq}`con-closed`, CACR with one positive and fixed weights is decoupled contrastive learning; Logit-DP without
 #   clipping is InfoNCE; a sure judge gives InfoNCE. Decoupled and InfoNCE differ by one factor for each anchor, and with 127 negatives and Adam the
 #   experiment cannot tell them apart. The [page on it](decoupled_contrastive.ipynb) looks where the factor is small, in small batches and without

@@ -941,39 +941,40 @@ def judged(validation, test):
 
 results, curves = [], []
 for name, (method, setting) in settings.items():
-    for stress in (0.0, 1.0) if name in losses else (0.0,):
-        fitted = train_runs(
-            method,
-            lab.grid(seed=range(seeds), **setting, stress=[stress]),
-            watch=stress == 0,
-        )
-        validation, test = cosines(fitted, "validation"), cosines(fitted, "test")
-        variants = {name: lambda scores: scores}
-        if name == "contrastive":
-            variants["contrastive, z-scored"] = standardised
-        for variant, change in variants.items():
-            for run, row in fitted.runs.iterrows():
-                figures = judged(change(validation[run]), change(test[run]))
-                results.append({**row, "method": variant, "phase": "judged", **figures})
-        if stress == 0 and name in losses:
-            queries, passages = (
-                getattr(splits["validation"], side) for side in ("queries", "passages")
+    stresses = [0.0, 1.0] if name in losses else [0.0]
+    fitted = train_runs(
+        method,
+        lab.grid(seed=range(seeds), **setting, stress=stresses),
+        watch=name in losses,
+    )
+    validation, test = cosines(fitted, "validation"), cosines(fitted, "test")
+    variants = {name: lambda scores: scores}
+    if name == "contrastive":
+        variants["contrastive, z-scored"] = standardised
+    for variant, change in variants.items():
+        for run, row in fitted.runs.iterrows():
+            figures = judged(change(validation[run]), change(test[run]))
+            results.append({**row, "method": variant, "phase": "judged", **figures})
+    if name not in losses:
+        continue
+    queries, passages = (
+        getattr(splits["validation"], side) for side in ("queries", "passages")
+    )
+    for run, row in fitted.runs[fitted.runs["stress"] == 0].iterrows():
+        for slot, weight in enumerate(fitted.state["weights"][run]):
+            steps = min(slot * every, epochs * steps_per_epoch)
+            scores = (
+                F.normalize(queries @ weight.T)
+                @ F.normalize(passages[columns["validation"]] @ weight.T).T
             )
-            for run, weights in enumerate(fitted.state["weights"]):
-                for slot, weight in enumerate(weights):
-                    steps = min(slot * every, epochs * steps_per_epoch)
-                    scores = (
-                        F.normalize(queries @ weight.T)
-                        @ F.normalize(passages[columns["validation"]] @ weight.T).T
-                    )
-                    curves.append(
-                        {
-                            "method": name,
-                            "seed": int(fitted.runs["seed"][run]),
-                            "epoch": max(0, steps - 1) / steps_per_epoch,
-                            "validation AUC": auc(scores, "validation"),
-                        }
-                    )
+            curves.append(
+                {
+                    "method": name,
+                    "seed": int(row["seed"]),
+                    "epoch": max(0, steps - 1) / steps_per_epoch,
+                    "validation AUC": auc(scores, "validation"),
+                }
+            )
 for name, change in {
     "frozen encoder": lambda s: s,
     "frozen, z-scored": standardised,
@@ -1257,6 +1258,7 @@ c4.judge(lab.paired(times, "epochs", "Mann-Whitney", "contrastive"))
 # Ours is smaller in every respect: 3,500 pairs, a linear map on a frozen encoder, no hard negatives by default, a thousand queries and as many passages, the
 # 50 best-scored wrong ones. Fine-tuning the encoder on 50,000 pairs is *not* part of this page, in no profile; `full` has the same map with hard
 # negatives from WordNet's tree, more epochs, seeds and settings. The intervals are over starts and orders of training, not over test queries.
+# They are fragile: with 2,800 of the pairs C1 was inconclusive, and C3 and C4 were contradicted.
 #
 # What the results suggest, for this setting:
 #
