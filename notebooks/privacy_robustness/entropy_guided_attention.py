@@ -850,7 +850,7 @@ def train(runs, length, split):
             device=device,
             progress=f"{split}, " + "+".join(str(value) for value in settings.values()),
         )
-        measured = lab.run_means(fitted, judge, judged[split])
+        measured = fitted.means(judge, judged[split])
         found.append(group.assign(perplexity=measured["nats"].exp().numpy()))
         looked |= {
             index: (seen[:, :-1], seen[:, -1], fitted.module(run).cpu())

@@ -236,7 +236,7 @@ def test_means_of_anything_over_runs():
     def means(model, tokens, weight):
         return {"logits": model(tokens[:, :-1]).mean((0, 1)), "weight": weight.mean()}
 
-    found = lab.run_means(fitted, means, windows, weights, batch_size=7)
+    found = fitted.means(means, windows, weights, batch_size=7)
     expected = torch.stack([fitted.module(run)(windows[:, :-1]).mean((0, 1)) for run in range(2)])
     torch.testing.assert_close(found["logits"], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found["weight"], weights.mean().expand(2))

@@ -9,7 +9,9 @@ from support import annotations_unchecked, rejects
 from lossbook.methods._validate import indices, number, one_of, shaped, whole
 
 
-@pytest.mark.parametrize(("shape", "size"), [("n", (3,)), ("n d", (3, 2)), ("n n", (3, 3)), ("v n d", (2, 3, 2))])
+@pytest.mark.parametrize(
+    ("shape", "size"), [("n", (3,)), ("n d", (3, 2)), ("n n", (3, 3)), ("v n d", (2, 3, 2)), ("n 2", (3, 2)), ("", ())]
+)
 def test_what_fits_a_shape_is_passed_on_in_single_precision_at_least(shape, size):
     assert shaped("x", torch.ones(size, dtype=torch.float64), shape).dtype == torch.float64
     half = shaped("x", torch.ones(size, dtype=torch.bfloat16), shape)
@@ -23,6 +25,9 @@ def test_what_fits_a_shape_is_passed_on_in_single_precision_at_least(shape, size
         ("n d", torch.ones(3)),
         ("n d", torch.ones(3, 0)),
         ("n n", torch.ones(3, 2)),
+        ("n 2", torch.ones(3, 3)),
+        ("2", torch.ones(3)),
+        ("", torch.ones(1)),
         ("n d", torch.ones(3, 2, dtype=torch.int64)),
         ("n d", [[1.0]]),
     ],

@@ -56,7 +56,7 @@ from lossbook.lab.inversion import (
     success_rate,
     with_candidates,
 )
-from lossbook.lab.language import Tokenizer, Transformer, next_token_loss, perplexity, run_means, windows
+from lossbook.lab.language import Tokenizer, Transformer, next_token_loss, perplexity, windows
 from lossbook.lab.ledger import CheckFailed, Claim, Ledger, Table, max_error
 from lossbook.lab.lora import LoRA, add_lora, merge_lora
 from lossbook.lab.membership import Leakage, attack_auc, judge_attack, learned_attack, threshold_attack
@@ -140,7 +140,6 @@ __all__ = [
     "record",
     "retrieval",
     "robust_accuracy",
-    "run_means",
     "shifted",
     "show",
     "show_source",

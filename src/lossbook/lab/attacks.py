@@ -159,7 +159,7 @@ def pgd(
         begin = _starts(aim, inputs, start, generator, epsilon, norm, restarts)
         results = []
         for perturbation in begin:
-            found = _clamped(aim.inputs + perturbation, bounds)
+            found = (aim.inputs + perturbation).clamp(*bounds)
             for _ in range(steps):
                 gradient = aim.look(found, loss, targeted).gradient
                 moved = found + rate * _unit(gradient, norm, aim.lead)
@@ -200,7 +200,7 @@ def auto_pgd(
     with _attack(model, inputs, targets) as aim:
         begin = _starts(aim, inputs, start, generator, epsilon, norm, restarts)
         results = [
-            _halving(aim, _clamped(aim.inputs + each, bounds), epsilon, steps, norm, loss, targeted, bounds)
+            _halving(aim, (aim.inputs + each).clamp(*bounds), epsilon, steps, norm, loss, targeted, bounds)
             for each in begin
         ]
         return aim.given_back(_best(aim, results, targeted))
@@ -583,10 +583,6 @@ def _wide(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
-def _clamped(values: Tensor, bounds: Bounds) -> Tensor:
-    return values.clamp(*bounds)
-
-
 def _unit(gradient: Tensor, norm: Norm, lead: int) -> Tensor:
     """The steepest direction of length 1."""
     if norm == "linf":
@@ -602,7 +598,7 @@ def _projected(values: Tensor, centre: Tensor, epsilon, norm: Norm, bounds: Boun
         away = away.clamp(-epsilon, epsilon)
     else:
         away = away * _wide(epsilon / away.flatten(lead).norm(dim=-1).clamp(min=epsilon), away)
-    return _clamped(centre + away, bounds)
+    return (centre + away).clamp(*bounds)
 
 
 def _check(*, epsilon, steps, norm, loss, targets, bounds, restarts) -> None:

@@ -152,6 +152,30 @@ class Fitted:
         ]
         return tree_map(lambda *parts: torch.cat(parts, 1), *chunks)
 
+    @torch.no_grad()
+    def means(self, function: Callable[..., Any], *inputs: Tensor, batch_size: int = 64) -> Any:
+        """Mean over examples of what a function of a network and a batch returns: `(runs, ...)`, on the CPU.
+
+        Args:
+            function: `function(model, *batch)` returns tensors, in any nesting, that are means over the batch. It is
+                mapped over runs; `model` is called as a module is (see `Model`), in evaluation mode.
+            inputs: tensors with the examples along the first dimension.
+            batch_size: examples at a time.
+        """
+        device = next(iter(self.parameters.values())).device
+        module = self._module.eval()
+        total: Any = None
+        for chunk in zip(*(value.split(batch_size) for value in inputs), strict=True):
+            batch, share = [part.to(device) for part in chunk], len(chunk[0]) / len(inputs[0])
+
+            def call(parameters, buffers, batch=batch):
+                return function(Model(parameters, buffers, module), *batch)
+
+            means = vmap(call)(self.parameters, self.buffers)
+            means = tree_map(lambda value, share=share: share * value.cpu(), means)
+            total = means if total is None else tree_map(torch.add, total, means)
+        return total
+
 
 def fit(
     build: Callable[[Hyperparameters], nn.Module],

@@ -5,18 +5,16 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.func import vmap
 from torch.nn import functional as F
-from torch.utils._pytree import tree_map
 
 from lossbook.lab.fitting import Fitted, Model
 
-__all__ = ["Tokenizer", "Transformer", "next_token_loss", "perplexity", "run_means", "windows"]
+__all__ = ["Tokenizer", "Transformer", "next_token_loss", "perplexity", "windows"]
 
 Unit = Literal["byte", "character", "word"]
 UNKNOWN = "\ufffd"
@@ -263,28 +261,6 @@ def next_token_loss(logits: Float[Tensor, "b t v"], batch: Int[Tensor, "b length
     return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
 
-@torch.no_grad()
-def run_means(fitted: Fitted, function: Callable[..., Any], *inputs: Tensor, batch_size: int = 64) -> Any:
-    """Mean over examples of what a function of a network and a batch returns, for all runs: `(runs, ...)`, on the CPU.
-
-    Args:
-        fitted: trained runs.
-        function: `function(model, *batch)` returns tensors, in any nesting, that are means over the batch. It is mapped
-            over runs, `model` is called as a module is (see `Model`), in evaluation mode.
-        inputs: tensors with the examples along the first dimension.
-        batch_size: examples at a time.
-    """
-    device = next(iter(fitted.parameters.values())).device
-    module = fitted._module.eval()
-    total: Any = None
-    for chunk in zip(*(value.split(batch_size) for value in inputs), strict=True):
-        batch, share = [part.to(device) for part in chunk], len(chunk[0]) / len(inputs[0])
-        means = vmap(lambda p, b, batch=batch: function(Model(p, b, module), *batch))(fitted.parameters, fitted.buffers)
-        means = tree_map(lambda value, share=share: share * value.cpu(), means)
-        total = means if total is None else tree_map(torch.add, total, means)
-    return total
-
-
 def perplexity(fitted: Fitted, batch: Int[Tensor, "n length"], *, batch_size: int = 64) -> Float[Tensor, " runs"]:
     r"""Perplexity of each run, $\exp$ of its mean cross-entropy per token: the number of equally likely next tokens.
 
@@ -297,4 +273,4 @@ def perplexity(fitted: Fitted, batch: Int[Tensor, "n length"], *, batch_size: in
     def loss(model: Model, part: Tensor) -> Tensor:
         return next_token_loss(model(part[:, :-1]), part)
 
-    return run_means(fitted, loss, batch, batch_size=batch_size).exp()
+    return fitted.means(loss, batch, batch_size=batch_size).exp()

@@ -34,10 +34,10 @@ def floating(name: str, value: object) -> Tensor:
 
 
 def shaped(name: str, value: object, shape: str) -> Tensor:
-    """As `floating`, and of a shape such as "n d": the same letter is the same number, and none is 0."""
+    """As `floating`, and of a shape such as "n d", "n 2" or "": the same letter is the same number, and none is 0."""
     value = floating(name, value)
     letters = shape.split()
-    sizes = dict(zip(letters, value.shape, strict=False))
+    sizes = dict(zip(letters, value.shape, strict=False)) | {each: int(each) for each in letters if each.isdigit()}
     if 0 in value.shape or tuple(value.shape) != tuple(sizes.get(letter) for letter in letters):
         wanted = f"({letters[0]},)" if len(letters) == 1 else f"({', '.join(letters)})"
         raise ValueError(f"{name}: expected shape {wanted}, no dimension of it 0, got {tuple(value.shape)}")

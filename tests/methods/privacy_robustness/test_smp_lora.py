@@ -155,7 +155,7 @@ def test_compile_without_graph_breaks():
 
 def test_bad_input_is_refused():
     good, one = torch.zeros(3, 2), torch.tensor(1.0)
-    assert "got 3" in rejects(attacker_loss, torch.zeros(3, 3), names="member_logits")
+    assert "got (3, 3)" in rejects(attacker_loss, torch.zeros(3, 3), names="member_logits")
     rejects(attacker_loss, good, torch.zeros(3), names="other_logits")
     rejects(attacker_loss, good.int(), names="member_logits")
     for loss in (mp_lora, smp_lora):

@@ -163,7 +163,7 @@ def balance_temperatures(
     positive("lowest", lowest)
     number("highest", highest, lowest)
     temperatures, entropies = (
-        _two(name, value) for name, value in (("temperatures", temperatures), ("entropies", entropies))
+        shaped(name, value, "2") for name, value in (("temperatures", temperatures), ("entropies", entropies))
     )
     return (temperatures - rate * (entropies - entropies.flip(-1)).sign()).clamp(lowest, highest)
 
@@ -199,7 +199,7 @@ def balance_weights(
     number("rate", rate, 0.0, 1.0)
     number("exponent", exponent)
     weights, losses, anchors = (
-        _two(name, value) for name, value in (("weights", weights), ("losses", losses), ("anchors", anchors))
+        shaped(name, value, "2") for name, value in (("weights", weights), ("losses", losses), ("anchors", anchors))
     )
     tiny = torch.finfo(losses.dtype).tiny
     # Rounding may take a divergence below 0. The logarithm keeps a large exponent from overflowing.
@@ -289,7 +289,7 @@ def b_mtard(
         Zhao et al. (2023), arXiv:2306.16170, and the official code.
     """
     whole("anchor_steps", anchor_steps)
-    temperatures = _two("balance.temperatures", balance.temperatures)
+    temperatures = shaped("balance.temperatures", balance.temperatures, "2")
     one_of("classes", classes, "mean", "sum")
     one_of("form", form, "paper", "official")
     names = ("adversarial_logits", "robust_teacher_logits"), ("logits", "clean_teacher_logits")
@@ -320,11 +320,3 @@ def _divergences(
         log_t = (t + OFFICIAL_OFFSET).log()
     terms = t * (log_t - log_s)
     return terms.mean(-1) if classes == "mean" else terms.sum(-1)
-
-
-def _two(name: str, value: object) -> Tensor:
-    """A pair, in at least float32."""
-    pair = shaped(name, value, "n")
-    if len(pair) != 2:
-        raise ValueError(f"{name}: expected shape (2,), got {tuple(pair.shape)}")
-    return pair

@@ -241,8 +241,8 @@ def linear_gaussian_information(
     Source:
         The information of a Gaussian channel; Cover and Thomas, Elements of Information Theory, chapter 9.
     """
-    weight, covariance = shaped("weight", weight, "d"), shaped("covariance", covariance, "d d")
-    _square("covariance", covariance, len(weight))
+    weight = shaped("weight", weight, "d")
+    covariance = shaped("covariance", covariance, f"{len(weight)} {len(weight)}")
     positive("noise", noise)
     return 0.5 * torch.log1p((weight @ covariance @ weight).clamp(min=0) / noise**2)
 
@@ -319,8 +319,8 @@ def linear_gaussian_mid(
     Source:
         arXiv:2009.05241, linear part, in the exact Gaussian case (the paper fits a mixture to the outputs).
     """
-    covariance, cross = shaped("covariance", covariance, "d d"), shaped("cross", cross, "d")
-    _square("covariance", covariance, len(cross))
+    cross = shaped("cross", cross, "d")
+    covariance = shaped("covariance", covariance, f"{len(cross)} {len(cross)}")
     weight = torch.linalg.solve(covariance, cross)
     return linear_gaussian_shrinkage(weight @ cross, noise=noise, penalty=penalty) * weight
 
@@ -474,11 +474,6 @@ def _log_softplus(x: Tensor) -> Tensor:
     """The logarithm of softplus, which is x itself where softplus underflows; both branches have finite gradients."""
     tail = x < _TAIL
     return torch.where(tail, x, F.softplus(torch.where(tail, torch.zeros_like(x), x)).log())
-
-
-def _square(name: str, matrix: Tensor, size: int) -> None:
-    if len(matrix) != size:
-        raise ValueError(f"{name}: expected shape ({size}, {size}), got {tuple(matrix.shape)}")
 
 
 def _entropy(counts: Tensor) -> Tensor:

@@ -121,7 +121,7 @@ def mp_lora(
     Source:
         arXiv:2402.11989, MP-LoRA.
     """
-    loss, confusion = _scalar("denoising_loss", denoising_loss), _scalar("attacker_loss", attacker_loss)
+    loss, confusion = shaped("denoising_loss", denoising_loss, ""), shaped("attacker_loss", attacker_loss, "")
     number("weight", weight, 0.0)
     return loss - weight * confusion
 
@@ -152,7 +152,7 @@ def smp_lora(
     Source:
         arXiv:2402.11989, SMP-LoRA; the names of the weights from the official code.
     """
-    loss, confusion = _scalar("denoising_loss", denoising_loss), _scalar("attacker_loss", attacker_loss)
+    loss, confusion = shaped("denoising_loss", denoising_loss, ""), shaped("attacker_loss", attacker_loss, "")
     number("weight", weight, 0.0)
     number("offset", offset, 0.0)
     positive("epsilon", epsilon)
@@ -161,14 +161,5 @@ def smp_lora(
 
 def _margin(name: str, logits: Tensor) -> Tensor:
     """Log-odds of membership."""
-    logits = shaped(name, logits, "n k")
-    if logits.shape[1] != 2:
-        raise ValueError(f"{name}: expected two logits a row, got {logits.shape[1]}")
+    logits = shaped(name, logits, "n 2")
     return logits[:, 1] - logits[:, 0]
-
-
-def _scalar(name: str, value: Tensor) -> Tensor:
-    value = floating(name, value)
-    if value.ndim:
-        raise ValueError(f"{name}: expected a tensor without dimensions, got shape {tuple(value.shape)}")
-    return value
