@@ -50,6 +50,11 @@ def clip_norm(vectors: Points, *, radius: float | Float[Tensor, ""]) -> Points:
 
     Source:
         Guo et al. (2022), Clipped Hyperbolic Classifiers Are Super-Hyperbolic Classifiers, arXiv:2107.11472.
+
+    Examples:
+        >>> poincare.clip_norm(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), radius=1.0)
+        tensor([[0.6000, 0.8000],
+                [0.3000, 0.4000]])
     """
     positive("radius", radius)
     (vectors,) = _points(vectors=vectors)
@@ -71,6 +76,11 @@ def project(points: Points, *, curvature: Curvature = 1.0, margin: float | None 
 
     Raises:
         ValueError: for another dtype, curvature or margin.
+
+    Examples:
+        >>> poincare.project(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), margin=0.5)
+        tensor([[0.3000, 0.4000],
+                [0.3000, 0.4000]])
     """
     positive("curvature", curvature)
     (points,) = _points(points=points)
@@ -89,6 +99,10 @@ def conformal_factor(points: Points, *, curvature: Curvature = 1.0) -> Float[Ten
 
     Raises:
         ValueError: for another dtype or curvature.
+
+    Examples:
+        >>> poincare.conformal_factor(torch.tensor([[0.0, 0.0], [0.6, 0.0]])).round(decimals=3)
+        tensor([2.0000, 3.1250])
     """
     positive("curvature", curvature)
     (points,) = _points(points=points)
@@ -113,6 +127,14 @@ def mobius_add(left: Points, right: Points, *, curvature: Curvature = 1.0) -> Po
 
     Source:
         Ganea, Bécigneul and Hofmann (2018), Hyperbolic Neural Networks, arXiv:1805.09112; written in gaps here.
+
+    Examples:
+        >>> x, y = torch.tensor([0.5, 0.0]), torch.tensor([0.0, 0.5])
+        >>> z = poincare.mobius_add(x, y)
+        >>> z.round(decimals=3)
+        tensor([0.5880, 0.3530])
+        >>> torch.allclose(poincare.mobius_add(-x, z), y, atol=1e-6)
+        True
     """
     positive("curvature", curvature)
     left, right = _points(left=left, right=right)
@@ -140,6 +162,13 @@ def distance(left: Points, right: Points, *, curvature: Curvature = 1.0) -> Floa
 
     Source:
         Ganea, Bécigneul and Hofmann (2018), arXiv:1805.09112.
+
+    Examples:
+        >>> x = torch.tensor([[0.0, 0.0], [0.9, 0.0], [0.0, 0.9]])
+        >>> poincare.distance(x[:, None], x).round(decimals=2)
+        tensor([[0.0000, 2.9400, 2.9400],
+                [2.9400, 0.0000, 5.2000],
+                [2.9400, 5.2000, 0.0000]])
     """
     positive("curvature", curvature)
     left, right = _points(left=left, right=right)
@@ -163,6 +192,11 @@ def expmap0(vectors: Points, *, curvature: Curvature = 1.0, margin: float | None
 
     Source:
         Ganea, Bécigneul and Hofmann (2018), arXiv:1805.09112.
+
+    Examples:
+        >>> x = poincare.expmap0(torch.tensor([1.0, 0.0]))
+        >>> x.round(decimals=3), poincare.distance(torch.zeros(2), x).round(decimals=3)
+        (tensor([0.7620, 0.0000]), tensor(2.))
     """
     positive("curvature", curvature)
     (vectors,) = _points(vectors=vectors)
@@ -179,6 +213,11 @@ def logmap0(points: Points, *, curvature: Curvature = 1.0) -> Points:
 
     Raises:
         ValueError: for another dtype or curvature.
+
+    Examples:
+        >>> v = torch.tensor([0.3, -0.4])
+        >>> torch.allclose(poincare.logmap0(poincare.expmap0(v)), v, atol=1e-6)
+        True
     """
     positive("curvature", curvature)
     (points,) = _points(points=points)
@@ -202,6 +241,12 @@ def expmap(points: Points, vectors: Points, *, curvature: Curvature = 1.0, margi
 
     Source:
         Ganea, Bécigneul and Hofmann (2018), arXiv:1805.09112.
+
+    Examples:
+        >>> x, v = torch.tensor([0.5, 0.0]), torch.tensor([0.0, 0.75])
+        >>> y = poincare.expmap(x, v)
+        >>> y.round(decimals=3), poincare.distance(x, y).round(decimals=3)
+        (tensor([0.6900, 0.4990]), tensor(2.))
     """
     positive("curvature", curvature)
     points, vectors = _points(points=points, vectors=vectors)
@@ -224,6 +269,11 @@ def logmap(points: Points, targets: Points, *, curvature: Curvature = 1.0) -> Po
 
     Source:
         Ganea, Bécigneul and Hofmann (2018), arXiv:1805.09112.
+
+    Examples:
+        >>> x, y = torch.tensor([0.5, 0.0]), torch.tensor([0.0, 0.5])
+        >>> torch.allclose(poincare.expmap(x, poincare.logmap(x, y)), y, atol=1e-6)
+        True
     """
     positive("curvature", curvature)
     points, targets = _points(points=points, targets=targets)
@@ -261,6 +311,12 @@ def hyperplane_logits(
 
     Source:
         Ganea, Bécigneul and Hofmann (2018), arXiv:1805.09112.
+
+    Examples:
+        >>> points = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
+        >>> poincare.hyperplane_logits(points, torch.zeros(2, 2), torch.eye(2)).round(decimals=3)
+        tensor([[0.0000, 0.0000],
+                [2.1970, 0.0000]])
     """
     positive("curvature", curvature)
     points, offsets, normals = _points(points=points, offsets=offsets, normals=normals)
@@ -301,6 +357,11 @@ def midpoint(
 
     Source:
         Ungar (2008), Analytic Hyperbolic Geometry and Albert Einstein's Special Theory of Relativity.
+
+    Examples:
+        >>> points = torch.tensor([[0.8, 0.0], [0.0, 0.0]])
+        >>> poincare.midpoint(points).round(decimals=3)  # nearer to the boundary than the mean, 0.4
+        tensor([0.5000, 0.0000])
     """
     positive("curvature", curvature)
     (points,) = _points(points=points)
@@ -333,6 +394,12 @@ def riemannian_gradient(points: Points, *, curvature: Curvature = 1.0) -> Points
 
     Raises:
         ValueError: for another dtype or curvature.
+
+    Examples:
+        >>> x = torch.tensor([0.5, 0.0], requires_grad=True)
+        >>> poincare.riemannian_gradient(x).sum().backward()
+        >>> x.grad.round(decimals=3)
+        tensor([0.1410, 0.1410])
     """
     positive("curvature", curvature)
     (points,) = _points(points=points)

@@ -36,6 +36,11 @@ def conditional_weights(costs: Float[Tensor, "*n k"], *, scale: Scale) -> Float[
 
     Source:
         Zheng et al. (2021), arXiv:2105.03746, the definition of $\pi^\pm$.
+
+    Examples:
+        >>> costs = torch.tensor([0.0, 1.0, 2.0])
+        >>> conditional_weights(costs, scale=1.0).round(decimals=2)  # of positives: the farthest weighs most
+        tensor([0.0900, 0.2400, 0.6700])
     """
     number("scale", scale)
     return torch.softmax(scale * floating("costs", costs), -1)
@@ -69,6 +74,11 @@ def contrastive_attraction(
     Source:
         Zheng et al. (2021), arXiv:2105.03746; queries as in `small_scale_experiments/losses` of the authors' code,
         which does not detach.
+
+    Examples:
+        >>> views = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # two views of one thing, at a right angle
+        >>> round(contrastive_attraction(views).item(), 3)
+        2.0
     """
     number("scale", scale, least=0.0)
     views = _checked(views)
@@ -118,6 +128,11 @@ def contrastive_repulsion(
     Source:
         Zheng et al. (2021), arXiv:2105.03746; pairs as in `small_scale_experiments/losses` of the authors' code, which
         does not detach.
+
+    Examples:
+        >>> views = torch.eye(4).repeat(2, 1, 1)  # four things, all at right angles, their views equal
+        >>> round(contrastive_repulsion(views).item(), 3)
+        -2.0
     """
     number("scale", scale, least=0.0)
 
@@ -166,6 +181,13 @@ def cacr(
 
     Source:
         Zheng et al. (2021), arXiv:2105.03746.
+
+    Examples:
+        >>> views = torch.eye(4).repeat(3, 1, 1)  # three views of four things
+        >>> round(cacr(views).item(), 3)
+        -2.0
+        >>> cacr(views, reduction="none").shape
+        torch.Size([4])
     """
     number("positive_scale", positive_scale, least=0.0)
     number("negative_scale", negative_scale, least=0.0)
@@ -204,6 +226,11 @@ def rbf_repulsion(
 
     Source:
         The alternative in `small_scale_experiments/losses` of the code of Zheng et al. (2021), which does not detach.
+
+    Examples:
+        >>> views = torch.eye(4).repeat(2, 1, 1)  # four things, all at right angles, their views equal
+        >>> round(rbf_repulsion(views, width=1.0).item(), 3)
+        -2.0
     """
     number("scale", scale, least=0.0)
     positive("width", width)
@@ -238,6 +265,11 @@ def cacr_from_cosines(
 
     Source:
         Zheng et al. (2021), arXiv:2105.03746, $K=1$.
+
+    Examples:
+        >>> cosines = torch.tensor([[0.9, 0.1], [-0.1, 0.8]])
+        >>> cacr_from_cosines(cosines, reduction="none").round(decimals=3)
+        tensor([-1.6000, -1.8000])
     """
     if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or len(cosines) < 2:
         raise ValueError(f"cosines: expected shape (n, n) with n at least 2, got {tuple(cosines.shape)}")

@@ -49,6 +49,12 @@ def hard_info_nce(
 
     Source:
         Wang and Liu (2020), arXiv:2012.09740, `share=1` is its eq. 1.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]])
+        >>> hard = hard_info_nce(x, x, share=0.5)  # the harder of two negatives
+        >>> bool(hard < hard_info_nce(x, x, share=1.0))
+        True
     """
     positive("temperature", temperature)
     _check_share(share)
@@ -105,6 +111,11 @@ def simple_contrastive(
 
     Source:
         Wang and Liu (2020), arXiv:2012.09740, eq. 2. The default weight is that of the limit.
+
+    Examples:
+        >>> x = torch.eye(3)
+        >>> round(simple_contrastive(x, x).item(), 3), round(simple_contrastive(x, -x).item(), 3)
+        (-1.0, 1.0)
     """
     if weight is not None:
         positive("weight", weight)
@@ -148,6 +159,11 @@ def relative_penalties(
 
     Source:
         Wang and Liu (2020), arXiv:2012.09740, eq. 5.
+
+    Examples:
+        >>> similarities = torch.tensor([[1.0, 0.5, 0.4], [0.5, 1.0, 0.0], [0.4, 0.0, 1.0]])
+        >>> relative_penalties(similarities, temperature=0.1)[0].round(decimals=3)
+        tensor([0.0000, 0.7310, 0.2690])
     """
     positive("temperature", temperature)
     similarities = floating("similarities", similarities)
@@ -179,6 +195,11 @@ def tolerance(
 
     Source:
         Wang and Liu (2020), arXiv:2012.09740, eq. 11.
+
+    Examples:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> round(tolerance(embeddings, torch.tensor([0, 0, 1])).item(), 3)
+        0.6
     """
     embeddings = shaped("embeddings", embeddings, "n d")
     n = len(embeddings)

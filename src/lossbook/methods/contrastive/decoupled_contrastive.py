@@ -44,6 +44,13 @@ def decoupled_contrastive(
 
     Source:
         Yeh et al. (2021), arXiv:2110.06848, the loss $L_{DC}$.
+
+    Examples:
+        >>> x = torch.eye(4)
+        >>> round(decoupled_contrastive(x, x, temperature=0.5).item(), 3)
+        -0.208
+        >>> decoupled_contrastive(x, x, reduction="none").shape
+        torch.Size([8])
     """
     pull, push = _terms(first, second, temperature, rows)
     return _gather(push - pull, symmetric, reduction)
@@ -79,6 +86,11 @@ def decoupled_contrastive_weighted(
 
     Source:
         Yeh et al. (2021), arXiv:2110.06848, the loss $L_{DCW}$.
+
+    Examples:
+        >>> x, y = torch.eye(2), torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+        >>> round(decoupled_contrastive_weighted(x, y, temperature=0.5, sigma=0.5).item(), 3)
+        -0.382
     """
     pull, push = _terms(first, second, temperature, rows)
     weights = negative_von_mises_fisher_weights(first, second, sigma=sigma)
@@ -102,6 +114,11 @@ def negative_von_mises_fisher_weights(
 
     Source:
         Yeh et al. (2021), arXiv:2110.06848.
+
+    Examples:
+        >>> x, y = torch.eye(2), torch.tensor([[1.0, 0.0], [0.6, 0.8]])  # the second pair agrees less
+        >>> negative_von_mises_fisher_weights(x, y).round(decimals=2)
+        tensor([0.8000, 1.2000])
     """
     positive("sigma", sigma)
     first, second = map(unit, paired(first, second, ("first", "second")))

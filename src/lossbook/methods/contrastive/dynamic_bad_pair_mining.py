@@ -30,6 +30,11 @@ class PairMemory(NamedTuple):
     Attributes:
         average: mean loss over the epochs recorded, NaN for a pair that was never seen.
         count: how many were recorded.
+
+    Examples:
+        >>> memory = PairMemory(average=torch.tensor([0.5, 1.5]), count=torch.tensor([4.0, 4.0]))
+        >>> record_losses(memory, torch.tensor([1.0]), torch.tensor([0])).average.round(decimals=3)
+        tensor([0.6000, 1.5000])
     """
 
     average: Float[Tensor, " n"]
@@ -37,7 +42,13 @@ class PairMemory(NamedTuple):
 
 
 class LossStatistics(NamedTuple):
-    """Mean and population standard deviation, over all pairs, of their mean losses."""
+    """Mean and population standard deviation, over all pairs, of their mean losses.
+
+    Examples:
+        >>> statistics = loss_statistics(torch.tensor([0.0, 2.0]))
+        >>> round(statistics.mean.item(), 3), round(statistics.deviation.item(), 3)
+        (1.0, 1.0)
+    """
 
     mean: Float[Tensor, ""]
     deviation: Float[Tensor, ""]
@@ -55,6 +66,11 @@ def pair_memory(n: int, *, device: torch.device | str | None = None, dtype: torc
 
     Source:
         Lan, Yan, Hong and Feng (2024), arXiv:2302.03357: the memory of losses, as running means.
+
+    Examples:
+        >>> memory = pair_memory(3)
+        >>> memory.average, memory.count
+        (tensor([nan, nan, nan]), tensor([0., 0., 0.]))
     """
     whole("n", n)
     return PairMemory(
@@ -87,6 +103,13 @@ def record_losses(
 
     Source:
         The paper keeps a table of all losses and averages its rows; the running form is the same mean.
+
+    Examples:
+        >>> memory = pair_memory(3)
+        >>> memory = record_losses(memory, torch.tensor([1.0, 2.0]), torch.tensor([0, 2]))
+        >>> memory = record_losses(memory, torch.tensor([3.0]), torch.tensor([0]))
+        >>> memory.average
+        tensor([2., nan, 2.])
     """
     positive("gain", gain)
     losses = shaped("losses", losses, "n").detach()
@@ -113,6 +136,11 @@ def loss_statistics(averages: Float[Tensor, " n"]) -> LossStatistics:
 
     Source:
         Lan, Yan, Hong and Feng (2024), arXiv:2302.03357: mean and deviation of the histories.
+
+    Examples:
+        >>> averages = torch.tensor([1.0, 3.0, float("nan")])  # the third pair was never seen
+        >>> loss_statistics(averages)
+        LossStatistics(mean=tensor(2.), deviation=tensor(1.))
     """
     averages = shaped("averages", averages, "n").detach()
     seen = ~averages.isnan()
@@ -147,6 +175,12 @@ def bad_pairs(
 
     Source:
         Lan, Yan, Hong and Feng (2024), arXiv:2302.03357: the two thresholds.
+
+    Examples:
+        >>> averages = torch.tensor([1.0] * 19 + [9.0])
+        >>> noisy, faulty = bad_pairs(averages, loss_statistics(averages))
+        >>> noisy.any(), faulty.nonzero()
+        (tensor(False), tensor([[19]]))
     """
     averages = shaped("averages", averages, "n").detach()
     _cut("noisy_cut", noisy_cut)
@@ -181,6 +215,12 @@ def pair_weights(
 
     Source:
         Lan, Yan, Hong and Feng (2024), arXiv:2302.03357, transformation module; the other forms are ours.
+
+    Examples:
+        >>> averages = torch.tensor([1.0] * 11 + [9.0])
+        >>> weights = pair_weights(averages, averages, loss_statistics(averages), form="relative")
+        >>> weights[-2:].round(decimals=3)
+        tensor([1.0000, 0.0040])
     """
     one_of("form", form, *FORMS)
     losses = shaped("losses", losses, "n").detach()
@@ -234,6 +274,11 @@ def dynamic_bad_pair_loss(
 
     Source:
         Lan, Yan, Hong and Feng (2024), arXiv:2302.03357.
+
+    Examples:
+        >>> losses = torch.tensor([1.0] * 19 + [9.0])
+        >>> round(dynamic_bad_pair_loss(losses, losses, loss_statistics(losses), form="drop").item(), 3)
+        0.95
     """
     weights = pair_weights(losses, averages, statistics, noisy_cut=noisy_cut, faulty_cut=faulty_cut, form=form)
     return reduce(weights * floating("losses", losses), reduction)

@@ -60,6 +60,10 @@ def logit_dp_sensitivity(
 
     Source:
         Theorem 4.2 with constants of our own derivation; "published": Lemma 4.5; "code": google-research/logit_dp.
+
+    Examples:
+        >>> round(logit_dp_sensitivity(64), 3), round(logit_dp_sensitivity(), 3)
+        (15.223, 16.778)
     """
     positive("clip", clip)
     positive("temperature", temperature)
@@ -107,6 +111,12 @@ def logit_dp_influence(
 
     Source:
         our derivation.
+
+    Examples:
+        >>> logit_dp_influence(torch.eye(3)).round(decimals=3)
+        tensor([1.6960, 1.6960, 1.6960])
+        >>> bool((logit_dp_influence(torch.eye(3)) <= logit_dp_sensitivity(3)).all())
+        True
     """
     positive("clip", clip)
     positive("temperature", temperature)
@@ -142,6 +152,12 @@ def logit_dp_weights(
 
     Source:
         arXiv:2310.03104, Algorithm 1.
+
+    Examples:
+        >>> norms = torch.tensor([[0.5, 2.0], [2.0, 0.5]])  # those off the diagonal are clipped to half
+        >>> logit_dp_weights(torch.eye(2), norms, clip=1.0).round(decimals=3)
+        tensor([[-0.2690,  0.1340],
+                [ 0.1340, -0.2690]])
     """
     positive("clip", clip)
     positive("temperature", temperature)
@@ -193,6 +209,13 @@ def logit_dp_loss(
 
     Source:
         arXiv:2310.03104, Algorithm 1; the single backward pass is ours.
+
+    Examples:
+        >>> queries, keys = torch.eye(3, requires_grad=True), torch.eye(3)
+        >>> loss = logit_dp_loss(queries, keys, norms=torch.full((3, 3), 2.0), clip=1.0)
+        >>> round(loss.item(), 3)
+        1.654
+        >>> loss.backward()  # the clipped gradient, to which a private step adds noise
     """
     cosines = cosine_similarity(*paired(queries, keys))
     return logit_dp_from_cosines(cosines, norms, clip=clip, temperature=temperature, members=members)
@@ -251,6 +274,12 @@ def pair_gradient_norms(
     Source:
         Clipping in arXiv:2310.03104, Algorithm 1; the route "linear" is ours, after Goodfellow (2015),
         arXiv:1510.01799.
+
+    Examples:
+        >>> encoder = torch.nn.Linear(4, 2)
+        >>> first, second = torch.ones(3, 4), torch.eye(3, 4)
+        >>> pair_gradient_norms(encoder, dict(encoder.named_parameters()), first, second).shape
+        torch.Size([3, 3])
     """
     if first.shape != second.shape:
         raise ValueError(f"second: expected the shape of first, {tuple(first.shape)}, got {tuple(second.shape)}")
@@ -306,6 +335,13 @@ def logit_dp_gradient(
 
     Source:
         arXiv:2310.03104, Algorithm 1.
+
+    Examples:
+        >>> encoder, first, second = torch.nn.Linear(4, 2), torch.ones(3, 4), torch.eye(3, 4)
+        >>> options = {"noise_multiplier": 1.0, "sensitivity": logit_dp_sensitivity(3)}
+        >>> gradients = logit_dp_gradient(encoder, dict(encoder.named_parameters()), first, second, **options)
+        >>> {name: tuple(gradient.shape) for name, gradient in gradients.items()}
+        {'weight': (2, 4), 'bias': (2,)}
     """
     number("noise_multiplier", noise_multiplier, least=0.0)
     if sensitivity is None:

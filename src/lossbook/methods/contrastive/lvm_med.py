@@ -30,6 +30,13 @@ class Edges(NamedTuple):
             to its $q$-th neighbour $b$.
         first: the neighbours in the first graph, as `nearest_rows` gives them.
         second: those in the second.
+
+    Examples:
+        >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+        >>> near = nearest_rows(x, neighbours=1)
+        >>> edges = edge_affinity(x, x, near, near)
+        >>> edges.affinity.shape, edges.first.shape
+        (torch.Size([3, 1, 3, 1]), torch.Size([3, 1]))
     """
 
     affinity: Float[Tensor, "n k n k"]
@@ -49,6 +56,12 @@ def nearest_rows(embeddings: Float[Tensor, "n d"], *, neighbours: int = 3) -> In
 
     Source:
         Nguyen et al. (2023), arXiv:2306.11925: the graph on the rows of each view.
+
+    Examples:
+        >>> nearest_rows(torch.tensor([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]]), neighbours=1)
+        tensor([[1],
+                [0],
+                [1]])
     """
     embeddings, _ = paired(embeddings, embeddings)
     n = len(embeddings)
@@ -73,6 +86,13 @@ def graph_convolution(features: Float[Tensor, "n f"], neighbours: Int[Tensor, "n
 
     Source:
         Nguyen et al. (2023), arXiv:2306.11925, sec. 3.2.
+
+    Examples:
+        >>> features, neighbours = torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([[1], [0], [1]])
+        >>> graph_convolution(features, neighbours)
+        tensor([[1.5000],
+                [1.5000],
+                [4.0000]])
     """
     features = floating("features", features)
     indices("neighbours", neighbours, len(features), "k")
@@ -98,6 +118,12 @@ def edge_affinity(
 
     Source:
         Nguyen et al. (2023), arXiv:2306.11925, sec. 3.2.
+
+    Examples:
+        >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
+        >>> near = nearest_rows(x, neighbours=1)
+        >>> edge_affinity(x, x, near, near).affinity[0, 0, :, 0]  # of the edge from row 0 with all edges
+        tensor([ 1., -1., -1.])
     """
     first, second = paired(first, second)
     indices("first_neighbours", first_neighbours, len(first), "k")
@@ -134,6 +160,13 @@ def local_affinity(
 
     Source:
         Nguyen et al. (2023), arXiv:2306.11925, sec. 3.2.
+
+    Examples:
+        >>> cells = torch.stack([torch.eye(4), -torch.eye(4)])  # two pictures of four cells
+        >>> places = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).repeat(2, 1, 1)
+        >>> local_affinity(cells, cells, places, places).round(decimals=3)
+        tensor([[ 4., -2.],
+                [-2.,  4.]])
     """
     for name, value in (("first", first), ("second", second), ("first_positions", first_positions)):
         shaped(name, value, "n p d")
@@ -168,6 +201,11 @@ def matching_objective(
 
     Source:
         Nguyen et al. (2023), arXiv:2306.11925: the objective of GM.
+
+    Examples:
+        >>> vertices = torch.tensor([[0.9, 0.2], [0.1, 0.8]])
+        >>> round(matching_objective(vertices, None, torch.tensor([0, 1])).item(), 3)
+        1.7
     """
     vertices = _check_vertices(vertices, edges)
     rows = torch.arange(len(vertices), device=vertices.device)
@@ -197,6 +235,11 @@ def graph_matching(vertices: Float[Tensor, "n n"], edges: Edges | None = None) -
 
     Source:
         The problem: Nguyen et al. (2023), arXiv:2306.11925, sec. 3.3, who solve it by Lagrange decomposition.
+
+    Examples:
+        >>> vertices = torch.tensor([[0.9, 0.8, 0.1], [0.8, 0.1, 0.2], [0.1, 0.2, 0.7]])
+        >>> graph_matching(vertices)
+        tensor([1, 0, 2])
     """
     return _solve(_check_vertices(vertices, edges).detach()[None], edges)[0]
 
@@ -239,6 +282,13 @@ def graph_matching_loss(
 
     Source:
         Nguyen et al. (2023), arXiv:2306.11925, sec. 3.3 and Algorithm 1.
+
+    Examples:
+        >>> vertices = torch.tensor([[0.1, 0.9], [0.9, 0.1]], requires_grad=True)
+        >>> loss = graph_matching_loss(vertices, noise=0.0, strength=2.0)  # both rows find the other's partner
+        >>> loss.backward()
+        >>> round(loss.item(), 3), vertices.grad.tolist()
+        (4.0, [[-0.5, 0.5], [0.5, -0.5]])
     """
     positive("strength", strength)
     if noise != 0:

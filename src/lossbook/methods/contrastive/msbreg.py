@@ -24,6 +24,11 @@ def centroids(views: Float[Tensor, "v n d"]) -> Float[Tensor, "n d"]:
 
     Source:
         Moon et al. (2022), arXiv:2207.03552.
+
+    Examples:
+        >>> views = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
+        >>> centroids(views).round(decimals=3)
+        tensor([[0.7070, 0.7070]])
     """
     return unit(_checked("views", views).mean(0))
 
@@ -60,6 +65,11 @@ def centroid_attraction(
     Source:
         Moon et al. (2022), arXiv:2207.03552: abstract ("pull different image view embeddings toward their centroid")
         and introduction (a distance between centroids).
+
+    Examples:
+        >>> views, targets = torch.eye(2).repeat(2, 1, 1), torch.eye(2).flip(0).repeat(2, 1, 1)
+        >>> round(centroid_attraction(views, views).item(), 3), round(centroid_attraction(views, targets).item(), 3)
+        (0.0, 2.0)
     """
     one_of("pull", pull, "views", "centroid")
     views, targets = _checked("views", views), _checked("targets", targets)
@@ -92,6 +102,11 @@ def brownian(
 
     Source:
         Moon et al. (2022), arXiv:2207.03552; that views share the kick is inferred from a re-implementation.
+
+    Examples:
+        >>> views, kicks = torch.eye(3).repeat(2, 1, 1), torch.tensor([[2.0, 0.0, 0.0]] * 3)
+        >>> brownian(views, kicks, reduction="none")
+        tensor([1., 0., 0.])
     """
     views = _checked("views", views)
     kicks = floating("kicks", kicks)
@@ -128,6 +143,10 @@ def singular_isotropy(embeddings: Float[Tensor, "n d"], *, form: Form = "singula
 
     Source:
         Ours, after the description of the term in Moon et al. (2022), arXiv:2207.03552.
+
+    Examples:
+        >>> round(singular_isotropy(torch.eye(3)).item(), 3), round(singular_isotropy(torch.ones(3, 3)).item(), 3)
+        (0.0, 0.845)
     """
     one_of("form", form, "singular", "pairwise")
     rows = _checked("embeddings", embeddings, "n d")
@@ -169,6 +188,11 @@ def msbreg(
 
     Source:
         Moon et al. (2022), arXiv:2207.03552; the singular value loss is a reconstruction.
+
+    Examples:
+        >>> views, kicks = torch.eye(3).repeat(2, 1, 1), -torch.eye(3)
+        >>> round(msbreg(views, views, kicks, brownian_weight=0.1).item(), 3)
+        -0.1
     """
     number("singular", singular, least=0.0)
     number("brownian_weight", brownian_weight, least=0.0)

@@ -51,6 +51,11 @@ def mann_whitney_from_scores(
 
     Source:
         Sheikholeslami et al. (2025), arXiv:2510.00137, the batch form of the MW loss; the temperature as in its lemma.
+
+    Examples:
+        >>> positives, negatives = torch.tensor([0.9, 0.8]), torch.tensor([0.1, 0.85])
+        >>> mann_whitney_from_scores(positives, negatives, temperature=0.1, reduction="none").round(decimals=3)
+        tensor([0.4740, 0.9750])
     """
     scores = []
     for name, value in (("positives", positives), ("negatives", negatives)):
@@ -88,6 +93,11 @@ def mann_whitney_from_cosines(
 
     Source:
         Sheikholeslami et al. (2025), arXiv:2510.00137, the batch form of the MW loss.
+
+    Examples:
+        >>> cosines = torch.tensor([[0.9, 0.1], [0.2, 0.3]])
+        >>> mann_whitney_from_cosines(cosines, temperature=0.1, reduction="none").round(decimals=3)
+        tensor([0.0010, 0.4400])
     """
     cosines = floating("cosines", cosines)
     if cosines.ndim != 2 or not 0 < len(cosines) <= cosines.shape[1]:
@@ -152,6 +162,12 @@ def mann_whitney_loss(
     Source:
         Sheikholeslami et al. (2025), arXiv:2510.00137, the batch form of the MW loss, with duplicates left out; the
         temperature, 0.01, as in its lemma and experiments.
+
+    Examples:
+        >>> queries = torch.eye(2)
+        >>> passages = torch.tensor([[0.8, 0.6], [0.0, 1.0], [1.0, 0.0]])  # the third is nobody's positive
+        >>> round(mann_whitney_loss(queries, passages, temperature=0.5).item(), 3)
+        1.556
     """
     values = []
     for name, value in (("queries", queries), ("passages", passages)):

@@ -26,6 +26,10 @@ def log_odds(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
     Source:
         arXiv:2501.17683; the form with $\epsilon$ is ours.
+
+    Examples:
+        >>> log_odds(torch.tensor([-0.5, 0.0, 0.5])).round(decimals=3)
+        tensor([-1.0990,  0.0000,  1.0990])
     """
     epsilon = 4 * torch.finfo(cosines.dtype).eps
     cosines = cosines + (cosines.clamp(-1, 1) - cosines).detach()
@@ -61,6 +65,11 @@ def temperature_free_info_nce(
 
     Source:
         Kim and Kim (2025), arXiv:2501.17683.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+        >>> round(temperature_free_info_nce(x, x).item(), 3), round(temperature_free_info_nce(x, x.flip(0)).item(), 3)
+        (0.0, 13.863)
     """
     logits = log_odds(cosine_similarity(*paired(queries, keys)))
     return diagonal_cross_entropy(logits, symmetric=symmetric, reduction=reduction)

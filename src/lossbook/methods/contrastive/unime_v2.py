@@ -31,6 +31,11 @@ class MinedNegatives(NamedTuple):
         positions: which of the query's candidates, `(n, count)`; some several times where few were left.
         scores: the judge's scores of these, or the fallback score.
         kept: how many candidates passed the filter, `(n,)`. Where it is 0 the negatives are random.
+
+    Examples:
+        >>> mined = select_negatives(torch.tensor([[0.9, 0.2, 0.1]]), torch.tensor([0.8]), count=2, stride=1)
+        >>> mined.positions, mined.kept
+        (tensor([[1, 2]]), tensor([2]))
     """
 
     positions: Int[Tensor, "n count"]
@@ -52,6 +57,10 @@ def judge_score(yes: Float[Tensor, "*shape"], no: Float[Tensor, "*shape"]) -> Fl
 
     Source:
         arXiv:2510.13515, sec. "MLLM-as-a-Judge for hard negatives mining".
+
+    Examples:
+        >>> judge_score(yes=torch.tensor([2.0, 0.0]), no=torch.tensor([0.0, 0.0])).round(decimals=3)
+        tensor([0.8810, 0.5000])
     """
     yes, no = _alike("yes", yes, "no", no)
     return torch.sigmoid(yes - no)
@@ -74,6 +83,13 @@ def potential_negatives(
 
     Source:
         arXiv:2510.13515, sec. "MLLM-as-a-Judge for hard negatives mining".
+
+    Examples:
+        >>> similarities, targets = torch.tensor([[0.9, 0.7, 0.8, 0.1]]), torch.tensor([0])
+        >>> potential_negatives(similarities, targets, size=2)
+        tensor([[2, 1]])
+        >>> potential_negatives(similarities, targets, size=2, limit=0.75)
+        tensor([[1, 3]])
     """
     similarities = shaped("similarities", similarities, "n m")
     n, m = similarities.shape
@@ -123,6 +139,11 @@ def select_negatives(
     Source:
         arXiv:2510.13515, sec. "MLLM-as-a-Judge for hard negatives mining". How the passes go on after the first is
         our reading of "cyclically". The official training uses the first 8 of the 10.
+
+    Examples:
+        >>> scores = torch.tensor([[0.9, 0.5, 0.4, 0.3]])  # the first matches as well as the target
+        >>> select_negatives(scores, torch.tensor([0.8]), count=3, stride=1).positions
+        tensor([[1, 2, 3]])
     """
     scores = shaped("scores", scores, "n m")
     n, m = scores.shape
@@ -181,6 +202,13 @@ def judge_alignment_from_cosines(
 
     Source:
         arXiv:2510.13515, sec. "MLLM judgment based training framework"; official code, Embedding/src/loss.py.
+
+    Examples:
+        >>> scores = torch.tensor([[0.9, 0.5, 0.1]])  # of a query's three candidates
+        >>> round(judge_alignment_from_cosines(scores.flip(1), scores, temperature=0.5).item(), 3)
+        0.773
+        >>> bool(judge_alignment_from_cosines(scores - 0.3, scores, temperature=0.5).abs() < 1e-5)
+        True
     """
     cosines = shaped("cosines", cosines, "n m")
     cosines, scores = _alike("cosines", cosines, "scores", scores)
@@ -235,6 +263,11 @@ def judge_alignment(
 
     Source:
         arXiv:2510.13515, sec. "MLLM judgment based training framework".
+
+    Examples:
+        >>> queries, candidates = torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.8, 0.6], [0.6, 0.8]]])
+        >>> round(judge_alignment(queries, candidates, scores=torch.tensor([[0.9, 0.1]]), temperature=0.2).item(), 3)
+        0.376
     """
     queries = shaped("queries", queries, "n m")
     candidates = floating("candidates", candidates)
@@ -272,6 +305,11 @@ def reranker_loss(
 
     Source:
         arXiv:2510.13515, sec. "UniME-V2-Reranker".
+
+    Examples:
+        >>> target, hardest = torch.tensor([2.0]), torch.tensor([-2.0])  # log-odds of "Yes"
+        >>> round(reranker_loss(target, hardest, torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([0])).item(), 3)
+        0.349
     """
     target, negative = _alike("target_log_odds", target_log_odds, "negative_log_odds", negative_log_odds)
     if target.ndim != 1 or not len(target):

@@ -66,6 +66,10 @@ def group_norm_gain(in_features: int, out_features: int, num_groups: int, *, sec
 
     Source:
         the object is the paper's, the formula our derivation.
+
+    Examples:
+        >>> round(group_norm_gain(512, 256, 64), 3), round(group_norm_gain(512, 256, 16), 3)
+        (0.998, 0.537)
     """
     size = _group_size(num_groups, in_features=in_features, out_features=out_features)
     positive("second_moment", second_moment)
@@ -117,6 +121,12 @@ def conv_group_norm_gain(
 
     Source:
         the object is the paper's, the formula our derivation.
+
+    Examples:
+        >>> round(conv_group_norm_gain(64, 64, 8), 3)
+        1.041
+        >>> round(conv_group_norm_gain(64, 128, 8, pixel_ratio=4.0), 3)  # twice the channels at stride 2
+        0.51
     """
     size = _group_size(num_groups, in_channels=in_channels, out_channels=out_channels)
     positive("second_moment", second_moment)
@@ -151,6 +161,12 @@ def ideal_group_number(in_features: int, out_features: int, *, second_moment: fl
 
     Source:
         our derivation; the paper's own closed form may differ.
+
+    Examples:
+        >>> round(ideal_group_number(512, 256), 1)  # a quarter of the outputs, nearly
+        64.1
+        >>> ideal_group_number(256, 512)  # none keeps the scale where the width grows
+        0.0
     """
     whole("in_features", in_features, least=2)
     whole("out_features", out_features)
@@ -189,6 +205,12 @@ def isometric_group_number(
 
     Source:
         choosing groups by isometry is the paper's idea, this rule is ours.
+
+    Examples:
+        >>> isometric_group_number(512, 256)
+        64
+        >>> isometric_group_number(64, 64, gain=conv_group_norm_gain)
+        1
     """
     whole("in_features", in_features)
     whole("out_features", out_features)
@@ -238,6 +260,12 @@ def measured_gain(
 
     Source:
         ours; the measured counterpart of the gains in closed form.
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> gain = measured_gain(torch.nn.Identity(), torch.ones(8, 4), samples=2, generator=generator)
+        >>> round(gain.item(), 3)
+        1.0
     """
     if floating("inputs", inputs).numel() == 0:
         raise ValueError(f"inputs: expected at least one element, got shape {tuple(inputs.shape)}")
@@ -291,6 +319,12 @@ def group_norm_backward(
 
     Source:
         the derivative of the definition of group normalisation.
+
+    Examples:
+        >>> inputs = torch.tensor([[0.0, 2.0, 1.0, 5.0]])
+        >>> gradient = group_norm_backward(inputs, inputs, num_groups=1)
+        >>> bool(gradient.abs().max() < 1e-4)  # their scale does not matter to the result
+        True
     """
     y, delta = floating("inputs", inputs), floating("grad_output", grad_output)
     if y.ndim < 2:
@@ -354,6 +388,13 @@ def set_group_numbers(
 
     Source:
         layer-wise selection is the paper's idea; the gains and the measured $s$ are ours.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(512, 256), torch.nn.GroupNorm(1, 256), torch.nn.ReLU())
+        >>> set_group_numbers(model, torch.full((8, 512), 0.7))
+        {'1': 64}
+        >>> model[1].num_groups
+        64
     """
     floating("inputs", inputs)
     trial = copy.deepcopy(model)

@@ -43,6 +43,13 @@ def causal_attention(
 
     Source:
         arXiv:2501.03489; one temperature a head is our reading, the paper's own shape was not available.
+
+    Examples:
+        >>> query = torch.zeros(1, 3, 4)  # one head, three positions
+        >>> causal_attention(query, query).round(decimals=3)
+        tensor([[[1.0000, 0.0000, 0.0000],
+                 [0.5000, 0.5000, 0.0000],
+                 [0.3330, 0.3330, 0.3330]]])
     """
     query, key = floating("query", query), floating("key", key)
     if query.ndim < 3 or 0 in query.shape:
@@ -79,6 +86,11 @@ def attention_entropy(attention: Float[Tensor, "*rows t"], *, epsilon: float = 0
 
     Source:
         arXiv:2501.03489.
+
+    Examples:
+        >>> attention = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
+        >>> attention_entropy(attention).round(decimals=3)
+        tensor([0.3250, 0.6930])
     """
     attention = floating("attention", attention)
     number("epsilon", epsilon, 0.0)
@@ -130,6 +142,12 @@ def entropy_penalty(
 
     Source:
         arXiv:2501.03489, and the official code; "row", "hinge" and "mean" are ours.
+
+    Examples:
+        >>> entropies = torch.tensor([0.6, 0.6, 0.1, 0.1]).reshape(1, 2, 1, 2)  # layers, batch, heads, positions
+        >>> thresholds = torch.tensor([1.0])
+        >>> round(entropy_penalty(entropies, thresholds, weight=1.0, margin=0.5).item(), 3)
+        0.704
     """
     entropies = shaped("entropies", entropies, "layers batch heads t")
     layers, _, heads, length = entropies.shape
@@ -183,6 +201,13 @@ def merged_linear(
 
     Source:
         arXiv:2501.03489, the fused feed-forward network.
+
+    Examples:
+        >>> first, second = torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)
+        >>> weight, bias = merged_linear(first.weight, second.weight, first_bias=first.bias, second_bias=second.bias)
+        >>> x = torch.ones(3, 4)
+        >>> torch.allclose(x @ weight.T + bias, second(first(x)), atol=1e-5)
+        True
     """
     first, second = shaped("first", first, "hidden inputs"), floating("second", second)
     if second.ndim != 2 or second.shape[1] != first.shape[0]:
@@ -205,6 +230,12 @@ class WeightNormalisation(nn.Module):
 
     Source:
         arXiv:2501.03489; Salimans and Kingma (2016), arXiv:1602.07868.
+
+    Examples:
+        >>> layer, normalise = torch.nn.Linear(4, 3), torch.nn.utils.parametrize.register_parametrization
+        >>> _ = normalise(layer, "weight", WeightNormalisation())
+        >>> [tuple(parameter.shape) for parameter in layer.parameters()]  # bias, length, direction
+        [(3,), (3, 1), (3, 4)]
     """
 
     def forward(
@@ -233,6 +264,14 @@ class SpectralNormalisation(nn.Module):
 
     Source:
         arXiv:2501.03489; Miyato et al. (2018), arXiv:1802.05957.
+
+    Examples:
+        >>> layer, normalise = torch.nn.Linear(2, 2), torch.nn.utils.parametrize.register_parametrization
+        >>> _ = layer.weight.data.copy_(torch.diag(torch.tensor([3.0, 1.0])))
+        >>> _ = normalise(layer, "weight", SpectralNormalisation(layer.weight))
+        >>> layer.weight.data.round(decimals=3)
+        tensor([[1.0000, 0.0000],
+                [0.0000, 0.3330]])
     """
 
     left: Tensor
@@ -305,6 +344,10 @@ def nonlinear_operations(
 
     Source:
         arXiv:2501.03489, tables of results.
+
+    Examples:
+        >>> nonlinear_operations(layers=12, heads=12, width=768, hidden=3072, length=128, norm=False)
+        {'softmax': 2359296, 'norm': 0, 'activation': 4718592}
     """
     for name, value in dict(layers=layers, heads=heads, width=width, hidden=hidden, length=length).items():
         whole(name, value)

@@ -55,6 +55,12 @@ def pseudo_negatives(
 
     Source:
         arXiv:2404.14406; `memory="batch"`: the official code, `train.py`.
+
+    Examples:
+        >>> features, noise = torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.zeros(4, 2)
+        >>> samples, mean = pseudo_negatives(features, torch.zeros(2), noise, momentum=0.5)
+        >>> samples.shape, mean
+        (torch.Size([4, 2]), tensor([1., 0.]))
     """
     number("momentum", momentum, least=0.0, most=1.0)
     number("deviation", deviation, least=0.0)
@@ -103,6 +109,11 @@ def hyperbolic_pairwise_confusion(
 
     Source:
         arXiv:2404.14406; `inverse="arctan"`: the official code, `loss.py`.
+
+    Examples:
+        >>> points = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.5, 0.0], [0.5, 0.0]])
+        >>> hyperbolic_pairwise_confusion(points, curvature=1.0, reduction="none").round(decimals=3)
+        tensor([1.0990, 0.0000])
     """
     one_of("inverse", inverse, "artanh", "arctan")
     one_of("reduction", reduction, "mean", "sum", "none")
@@ -144,6 +155,11 @@ def hyp_oc(
 
     Source:
         arXiv:2404.14406.
+
+    Examples:
+        >>> points, real, pseudo = torch.zeros(2, 4), torch.tensor([[3.0, 0.0]] * 2), torch.tensor([[0.0, 3.0]])
+        >>> round(hyp_oc(points, real, pseudo).item(), 3)
+        0.049
     """
     number("confusion", confusion, least=0.0)
     points = shaped("points", points, "n d")
@@ -175,6 +191,12 @@ class HyperbolicHead(nn.Module):
         radius: $r$, a buffer; infinite without clipping.
         riemannian: whether gradients are scaled.
         margin: how far from the boundary points are kept, relative to the ball's radius.
+
+    Examples:
+        >>> head = HyperbolicHead(dimensions=8, curvature=1.0)
+        >>> points, logits = head(torch.ones(4, 8))
+        >>> logits.shape, bool((points.norm(dim=1) < 1).all())
+        (torch.Size([4, 2]), True)
     """
 
     curvature: Tensor

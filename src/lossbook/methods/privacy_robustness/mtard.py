@@ -34,6 +34,11 @@ class Balance(NamedTuple):
         weights: of the losses; they sum to 1.
         anchors: the first losses, by which later ones are divided.
         steps: how many steps were done.
+
+    Examples:
+        >>> balance = start_balance(weights=(3.0, 1.0))
+        >>> balance.weights, balance.steps
+        (tensor([0.7500, 0.2500]), tensor(0))
     """
 
     temperatures: Float[Tensor, " 2"]
@@ -50,6 +55,12 @@ class BalancedLoss(NamedTuple):
         losses: of the robust and of the clean teacher, before they are weighted; no gradient.
         entropies: of the teachers' tempered predictions; no gradient.
         balance: for the next step; no gradient.
+
+    Examples:
+        >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]])
+        >>> step = b_mtard(student, student, teacher, teacher, start_balance())
+        >>> step.balance.steps, step.losses.shape
+        (tensor(1), torch.Size([2]))
     """
 
     loss: Float[Tensor, ""]
@@ -82,6 +93,11 @@ def tempered_entropy(
 
     Source:
         Zhao et al. (2023), arXiv:2306.16170, entropy-based balance.
+
+    Examples:
+        >>> logits = torch.tensor([[3.0, 0.0]])
+        >>> [round(tempered_entropy(logits, temperature=t).item(), 3) for t in (1.0, 3.0, 100.0)]
+        [0.191, 0.582, 0.693]
     """
     positive("temperature", temperature)
     return reduce(_entropies((shaped("logits", logits, "n k") / temperature).log_softmax(-1)), reduction)
@@ -121,6 +137,11 @@ def teacher_divergence(
 
     Source:
         Zhao et al. (2023), arXiv:2306.16170, and the official code.
+
+    Examples:
+        >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0, 0.0]])
+        >>> [round(teacher_divergence(student, teacher, temperature=t).item(), 3) for t in (1.0, 2.0)]
+        [0.121, 0.034]
     """
     positive("temperature", temperature)
     one_of("classes", classes, "mean", "sum")
@@ -158,6 +179,11 @@ def balance_temperatures(
 
     Source:
         Zhao et al. (2023), arXiv:2306.16170, and the official code.
+
+    Examples:
+        >>> temperatures, entropies = torch.tensor([2.0, 2.0]), torch.tensor([0.9, 0.4])
+        >>> balance_temperatures(temperatures, entropies, rate=0.5)
+        tensor([1.5000, 2.5000])
     """
     number("rate", rate, 0.0)
     positive("lowest", lowest)
@@ -195,6 +221,11 @@ def balance_weights(
 
     Source:
         Zhao et al. (2023), arXiv:2306.16170; the exponent: the code of the conference version.
+
+    Examples:
+        >>> weights, losses, anchors = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25]), torch.ones(2)
+        >>> balance_weights(weights, losses, anchors, rate=0.5).round(decimals=3)
+        tensor([0.6250, 0.3750])
     """
     number("rate", rate, 0.0, 1.0)
     number("exponent", exponent)
@@ -227,6 +258,11 @@ def start_balance(
 
     Source:
         Zhao et al. (2023), arXiv:2306.16170, and the official code.
+
+    Examples:
+        >>> balance = start_balance(temperatures=(1.0, 2.0))
+        >>> balance.temperatures, balance.weights
+        (tensor([1., 2.]), tensor([0.5000, 0.5000]))
     """
     for value in temperatures:
         positive("temperatures", value)
@@ -287,6 +323,13 @@ def b_mtard(
 
     Source:
         Zhao et al. (2023), arXiv:2306.16170, and the official code.
+
+    Examples:
+        >>> student, attacked = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.0]])
+        >>> clean_teacher, robust_teacher = torch.tensor([[4.0, 0.0]]), torch.tensor([[1.0, 0.0]])
+        >>> step = b_mtard(student, attacked, clean_teacher, robust_teacher, start_balance())
+        >>> round(step.loss.item(), 3), step.balance.temperatures
+        (0.067, tensor([1.0000, 1.0010]))
     """
     whole("anchor_steps", anchor_steps)
     temperatures = shaped("balance.temperatures", balance.temperatures, "2")

@@ -33,6 +33,12 @@ class Inversion(NamedTuple):
     Attributes:
         perturbation: the recovered trigger, to be added to a picture, `(n, *shape)`.
         loss: of every step and problem, before the step was made, `(steps, n)`.
+
+    Examples:
+        >>> model = torch.nn.Linear(4, 3)
+        >>> found = smooth_inversion(model, torch.rand(2, 1, 4), torch.tensor([0, 1]), steps=5, samples=2)
+        >>> found.perturbation.shape, found.loss.shape
+        (torch.Size([2, 4]), torch.Size([5, 2]))
     """
 
     perturbation: Tensor
@@ -46,6 +52,12 @@ class MaskedTrigger(NamedTuple):
         mask: $m$ in $[0,1]$, shared by the channels, `(n, 1, h, w)`.
         pattern: $p$ in $[0,1]$, `(n, c, h, w)`.
         loss: of every step and problem, with the penalty, `(steps, n)`.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
+        >>> found = mask_inversion(model, torch.rand(2, 1, 1, 2, 2), torch.tensor([0, 1]), steps=5)
+        >>> found.mask.shape, found.pattern.shape
+        (torch.Size([2, 1, 2, 2]), torch.Size([2, 1, 2, 2]))
     """
 
     mask: Tensor
@@ -69,6 +81,10 @@ def diffusion_step(alphas_cumprod: Float[Tensor, " t"], sigma: float) -> int:
 
     Source:
         The official code, after Carlini et al. (2022), arXiv:2206.10550. It never takes the step of index 0.
+
+    Examples:
+        >>> diffusion_step(torch.tensor([0.99, 0.9, 0.8, 0.5]), sigma=0.25)
+        2
     """
     alphas = floating("alphas_cumprod", alphas_cumprod)
     if alphas.ndim != 1 or len(alphas) < 2:
@@ -114,6 +130,11 @@ def smoothed_logits(
 
     Source:
         Sun and Kolter (2023), arXiv:2303.00215; the denoiser as in the official code.
+
+    Examples:
+        >>> model, noise = torch.nn.Linear(4, 3), torch.zeros(2, 5, 4)  # five copies of two inputs
+        >>> smoothed_logits(model, torch.rand(2, 4), noise, sigma=0.25).shape
+        torch.Size([2, 5, 3])
     """
     inputs, noise = floating("inputs", inputs), floating("noise", noise)
     if inputs.ndim < 2 or 0 in inputs.shape:
@@ -164,6 +185,13 @@ def smoothed_cross_entropy(
 
     Source:
         Sun and Kolter (2023), arXiv:2303.00215; the floor is the official code's.
+
+    Examples:
+        >>> logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])  # one input, two noisy copies that disagree
+        >>> round(smoothed_cross_entropy(logits, torch.tensor([0])).item(), 3)
+        0.693
+        >>> round(smoothed_cross_entropy(logits, torch.tensor([0]), average="log-probabilities").item(), 3)
+        2.018
     """
     logits = floating("logits", logits)
     if logits.ndim != 3 or 0 in logits.shape:
@@ -202,6 +230,10 @@ def smoothed_gradient_bound(probabilities: Float[Tensor, "*shape"], *, sigma: fl
 
     Source:
         Salman et al. (2019), arXiv:1906.04584, appendix A.
+
+    Examples:
+        >>> smoothed_gradient_bound(torch.tensor([0.5, 0.9, 1.0]), sigma=0.25).round(decimals=3)
+        tensor([1.5960, 0.7020, 0.0000])
     """
     positive("sigma", sigma)
     quantile = torch.special.ndtri(floating("probabilities", probabilities))
@@ -263,6 +295,12 @@ def smooth_inversion(
 
     Source:
         Sun and Kolter (2023), arXiv:2303.00215, and its official code.
+
+    Examples:
+        >>> model, images = torch.nn.Flatten(), torch.full((1, 1, 2), 0.5)  # the class is the brighter of two pixels
+        >>> found = smooth_inversion(model, images, torch.tensor([0]), radius=0.2, steps=20)
+        >>> found.perturbation.sign(), round(found.perturbation.norm().item(), 3)
+        (tensor([[ 1., -1.]]), 0.2)
     """
     images = _support("images", images, targets)
     radius = _per_problem("radius", radius, images, strict=True)
@@ -343,6 +381,13 @@ def mask_inversion(
 
     Source:
         Wang et al. (2019), Neural Cleanse, IEEE Symposium on Security and Privacy, section IV.
+
+    Examples:
+        >>> model = torch.nn.Flatten()  # the class is the brightest of four pixels
+        >>> images = torch.full((1, 1, 1, 2, 2), 0.5)
+        >>> found = mask_inversion(model, images, torch.tensor([3]), steps=50)
+        >>> model((1 - found.mask) * images[:, 0] + found.mask * found.pattern).argmax(1)
+        tensor([3])
     """
     images = _support("images", images, targets)
     if images.ndim != 5:

@@ -19,6 +19,12 @@ class MembershipAttacker(nn.Module):
     Attributes:
         layers: the linear layers; ReLU and dropout follow all but the last.
         dropout: share of hidden values set to zero where masks are given.
+
+    Examples:
+        >>> attacker, maps = MembershipAttacker(inputs=64, hidden=(16,)), torch.rand(10, 1, 8, 8)
+        >>> kept = attacker.draw(torch.Generator().manual_seed(0), len(maps))
+        >>> attacker(maps).shape, attacker(maps, kept).shape
+        (torch.Size([10, 2]), torch.Size([10, 2]))
     """
 
     def __init__(self, inputs: int, *, hidden: Sequence[int] = (512, 256), dropout: float = 0.5):
@@ -96,6 +102,11 @@ def attacker_loss(
 
     Source:
         arXiv:2402.11989; the one-sided form from the official code.
+
+    Examples:
+        >>> members, others = torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 0.0]])
+        >>> round(attacker_loss(members, others).item(), 3), round(attacker_loss(torch.zeros(5, 2)).item(), 3)
+        (0.127, 0.693)
     """
     members = F.softplus(-_margin("member_logits", member_logits)).mean()
     if other_logits is None:
@@ -120,6 +131,11 @@ def mp_lora(
 
     Source:
         arXiv:2402.11989, MP-LoRA.
+
+    Examples:
+        >>> denoising, confusion = torch.tensor(0.2), torch.tensor(0.5)  # losses of the model and of the attacker
+        >>> round(mp_lora(denoising, confusion, weight=0.1).item(), 3)
+        0.15
     """
     loss, confusion = shaped("denoising_loss", denoising_loss, ""), shaped("attacker_loss", attacker_loss, "")
     number("weight", weight, 0.0)
@@ -151,6 +167,11 @@ def smp_lora(
 
     Source:
         arXiv:2402.11989, SMP-LoRA; the names of the weights from the official code.
+
+    Examples:
+        >>> denoising, confusion = torch.tensor(0.2), torch.tensor(1.0)  # losses of the model and of the attacker
+        >>> round(smp_lora(denoising, confusion, weight=1.0, offset=1.0).item(), 3)
+        0.1
     """
     loss, confusion = shaped("denoising_loss", denoising_loss, ""), shaped("attacker_loss", attacker_loss, "")
     number("weight", weight, 0.0)

@@ -24,6 +24,10 @@ def joint_energy(logits: Float[Tensor, "n k"], targets: Int[Tensor, " n"]) -> Fl
 
     Source:
         arXiv:2407.06315, section 3, after Grathwohl et al. (2020), arXiv:1912.03263.
+
+    Examples:
+        >>> joint_energy(torch.tensor([[2.0, 1.0], [0.0, 3.0]]), torch.tensor([0, 1]))
+        tensor([-2., -3.])
     """
     logits = shaped("logits", logits, "n k")
     indices("targets", targets, len(logits))
@@ -46,6 +50,10 @@ def marginal_energy(logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
 
     Source:
         arXiv:2407.06315, section 3, after Grathwohl et al. (2020), arXiv:1912.03263.
+
+    Examples:
+        >>> marginal_energy(torch.tensor([[0.0, 0.0], [5.0, -5.0]])).round(decimals=3)
+        tensor([-0.6930, -5.0000])
     """
     return -shaped("logits", logits, "n k").logsumexp(1)
 
@@ -68,6 +76,12 @@ def divergence_in_energies(
 
     Source:
         arXiv:2407.06315, section 4.
+
+    Examples:
+        >>> logits, attacked = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> joint, marginal = divergence_in_energies(logits, attacked)
+        >>> torch.allclose(joint + marginal, kl_divergence(logits, attacked, reduction="none"))
+        True
     """
     logits, adversarial_logits = logit_pair(logits, adversarial_logits)
     joint = (logits.softmax(1) * (logits - adversarial_logits)).sum(1)
@@ -93,6 +107,10 @@ def energy_weights(logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
 
     Source:
         arXiv:2407.06315, section 5; detached as in the authors' code.
+
+    Examples:
+        >>> energy_weights(torch.tensor([[0.0, 0.0], [8.0, 0.0]])).round(decimals=3)
+        tensor([0.9100, 0.1250])
     """
     return 1 / F.softplus(marginal_energy(logits).detach().abs())
 
@@ -129,6 +147,13 @@ def weat(
 
     Source:
         arXiv:2407.06315, section 5, and the authors' code.
+
+    Examples:
+        >>> logits, attacked, targets = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.0]]), torch.tensor([0])
+        >>> round(weat(logits, attacked, targets).item(), 3)
+        0.508
+        >>> torch.allclose(weat(logits, attacked, targets, weights=torch.ones(1)), trades(logits, attacked, targets))
+        True
     """
     one_of("form", form, "natural", "adversarial")
     number("weight", weight, least=0.0)
