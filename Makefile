@@ -3,13 +3,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# A notebook's cells are laid out by hand.
+FORMATTED := src tests benchmarks
 
 # One torch thread a process, waiting passively: a second thread that spins beside a busy process slows both.
 export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book serve test lint clean
+.PHONY: help environment book serve test lint types format hooks clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,10 +31,20 @@ book: environment ## run every notebook at the profile `quick` and build the sit
 serve: environment ## show the site that was built last
 	$(BIN)/lossbook serve
 
-lint: environment ## style and import rules
+lint: environment ## style and what may import what; `make format` mends the style
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff format --check $(FORMATTED)
 	$(BIN)/lint-imports --no-cache
+
+types: environment ## the types of src/lossbook, strictly those of lossbook.methods
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+format: environment ## mend the style, where a tool can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format $(FORMATTED)
+
+hooks: environment ## check before every commit (.pre-commit-config.yaml)
+	$(BIN)/pre-commit install
 
 test: lint ## lint, all tests, every notebook at the profile `smoke`; pictures of pages stay in _build/screenshots
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report term:skip-covered

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import requires, version
+from importlib.metadata import files, requires, version
 from pathlib import Path
 
 import pytest
@@ -151,3 +151,13 @@ def test_public_functions_say_what_they_compute(paper):
 def test_no_executed_notebook_is_in_the_repository():
     files = subprocess.run(["git", "ls-files", "*.ipynb"], cwd=ROOT, capture_output=True, text=True).stdout
     assert not files
+
+
+def test_hooks_fetch_nothing_and_run_tools_of_the_environment():
+    [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    assert repository["repo"] == "local"
+    tools = {Path(file).name for name in declared() for file in files(name) or []} | {"make"}
+    for hook in repository["hooks"]:
+        # pre-commit makes an environment of its own, from the network, for every other language.
+        assert hook["language"] in ("system", "fail"), hook["id"]
+        assert hook["language"] == "fail" or Path(hook["entry"].split()[0]).name in tools, hook["id"]
