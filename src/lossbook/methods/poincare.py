@@ -313,8 +313,8 @@ def hyperplane_logits(
         Ganea, Bécigneul and Hofmann (2018), arXiv:1805.09112.
 
     Examples:
-        >>> points = torch.tensor([[0.0, 0.0], [0.5, 0.0]])
-        >>> poincare.hyperplane_logits(points, torch.zeros(2, 2), torch.eye(2)).round(decimals=3)
+        >>> points, normals = torch.tensor([[0.0, 0.0], [0.5, 0.0]]), torch.eye(2)
+        >>> poincare.hyperplane_logits(points, torch.zeros(2, 2), normals).round(decimals=3)
         tensor([[0.0000, 0.0000],
                 [2.1970, 0.0000]])
     """
@@ -360,7 +360,7 @@ def midpoint(
 
     Examples:
         >>> points = torch.tensor([[0.8, 0.0], [0.0, 0.0]])
-        >>> poincare.midpoint(points).round(decimals=3)  # nearer to the boundary than the mean, 0.4
+        >>> poincare.midpoint(points).round(decimals=3)  # their mean is (0.4, 0)
         tensor([0.5000, 0.0000])
     """
     positive("curvature", curvature)

@@ -39,7 +39,7 @@ def conditional_weights(costs: Float[Tensor, "*n k"], *, scale: Scale) -> Float[
 
     Examples:
         >>> costs = torch.tensor([0.0, 1.0, 2.0])
-        >>> conditional_weights(costs, scale=1.0).round(decimals=2)  # of positives: the farthest weighs most
+        >>> conditional_weights(costs, scale=1.0).round(decimals=2)  # the farthest weighs most
         tensor([0.0900, 0.2400, 0.6700])
     """
     number("scale", scale)
@@ -76,7 +76,7 @@ def contrastive_attraction(
         which does not detach.
 
     Examples:
-        >>> views = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # two views of one thing, at a right angle
+        >>> views = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])  # two views at a right angle
         >>> round(contrastive_attraction(views).item(), 3)
         2.0
     """
@@ -130,7 +130,7 @@ def contrastive_repulsion(
         does not detach.
 
     Examples:
-        >>> views = torch.eye(4).repeat(2, 1, 1)  # four things, all at right angles, their views equal
+        >>> views = torch.eye(4).repeat(2, 1, 1)  # two equal views of four things
         >>> round(contrastive_repulsion(views).item(), 3)
         -2.0
     """
@@ -228,7 +228,7 @@ def rbf_repulsion(
         The alternative in `small_scale_experiments/losses` of the code of Zheng et al. (2021), which does not detach.
 
     Examples:
-        >>> views = torch.eye(4).repeat(2, 1, 1)  # four things, all at right angles, their views equal
+        >>> views = torch.eye(4).repeat(2, 1, 1)  # two equal views of four things
         >>> round(rbf_repulsion(views, width=1.0).item(), 3)
         -2.0
     """

@@ -114,8 +114,8 @@ def simple_contrastive(
 
     Examples:
         >>> x = torch.eye(3)
-        >>> round(simple_contrastive(x, x).item(), 3), round(simple_contrastive(x, -x).item(), 3)
-        (-1.0, 1.0)
+        >>> [round(simple_contrastive(x, keys).item(), 3) for keys in (x, -x)]
+        [-1.0, 1.0]
     """
     if weight is not None:
         positive("weight", weight)

@@ -116,7 +116,7 @@ def negative_von_mises_fisher_weights(
         Yeh et al. (2021), arXiv:2110.06848.
 
     Examples:
-        >>> x, y = torch.eye(2), torch.tensor([[1.0, 0.0], [0.6, 0.8]])  # the second pair agrees less
+        >>> x, y = torch.eye(2), torch.tensor([[1.0, 0.0], [0.6, 0.8]])  # the second agrees less
         >>> negative_von_mises_fisher_weights(x, y).round(decimals=2)
         tensor([0.8000, 1.2000])
     """

@@ -33,7 +33,7 @@ class PairMemory(NamedTuple):
 
     Examples:
         >>> memory = PairMemory(average=torch.tensor([0.5, 1.5]), count=torch.tensor([4.0, 4.0]))
-        >>> record_losses(memory, torch.tensor([1.0]), torch.tensor([0])).average.round(decimals=3)
+        >>> record_losses(memory, torch.tensor([1.0]), torch.tensor([0])).average
         tensor([0.6000, 1.5000])
     """
 
@@ -217,9 +217,9 @@ def pair_weights(
         Lan, Yan, Hong and Feng (2024), arXiv:2302.03357, transformation module; the other forms are ours.
 
     Examples:
-        >>> averages = torch.tensor([1.0] * 11 + [9.0])
-        >>> weights = pair_weights(averages, averages, loss_statistics(averages), form="relative")
-        >>> weights[-2:].round(decimals=3)
+        >>> losses = torch.tensor([1.0] * 11 + [9.0])
+        >>> statistics = loss_statistics(losses)
+        >>> pair_weights(losses, losses, statistics, form="relative")[-2:].round(decimals=3)
         tensor([1.0000, 0.0040])
     """
     one_of("form", form, *FORMS)
@@ -277,7 +277,8 @@ def dynamic_bad_pair_loss(
 
     Examples:
         >>> losses = torch.tensor([1.0] * 19 + [9.0])
-        >>> round(dynamic_bad_pair_loss(losses, losses, loss_statistics(losses), form="drop").item(), 3)
+        >>> statistics = loss_statistics(losses)
+        >>> round(dynamic_bad_pair_loss(losses, losses, statistics, form="drop").item(), 3)
         0.95
     """
     weights = pair_weights(losses, averages, statistics, noisy_cut=noisy_cut, faulty_cut=faulty_cut, form=form)

@@ -154,7 +154,7 @@ def logit_dp_weights(
         arXiv:2310.03104, Algorithm 1.
 
     Examples:
-        >>> norms = torch.tensor([[0.5, 2.0], [2.0, 0.5]])  # those off the diagonal are clipped to half
+        >>> norms = torch.tensor([[0.5, 2.0], [2.0, 0.5]])  # off the diagonal: clipped to half
         >>> logit_dp_weights(torch.eye(2), norms, clip=1.0).round(decimals=3)
         tensor([[-0.2690,  0.1340],
                 [ 0.1340, -0.2690]])
@@ -276,9 +276,9 @@ def pair_gradient_norms(
         arXiv:1510.01799.
 
     Examples:
-        >>> encoder = torch.nn.Linear(4, 2)
-        >>> first, second = torch.ones(3, 4), torch.eye(3, 4)
-        >>> pair_gradient_norms(encoder, dict(encoder.named_parameters()), first, second).shape
+        >>> encoder, first, second = torch.nn.Linear(4, 2), torch.ones(3, 4), torch.eye(3, 4)
+        >>> parameters = dict(encoder.named_parameters())
+        >>> pair_gradient_norms(encoder, parameters, first, second).shape
         torch.Size([3, 3])
     """
     if first.shape != second.shape:
@@ -338,8 +338,8 @@ def logit_dp_gradient(
 
     Examples:
         >>> encoder, first, second = torch.nn.Linear(4, 2), torch.ones(3, 4), torch.eye(3, 4)
-        >>> options = {"noise_multiplier": 1.0, "sensitivity": logit_dp_sensitivity(3)}
-        >>> gradients = logit_dp_gradient(encoder, dict(encoder.named_parameters()), first, second, **options)
+        >>> parameters = dict(encoder.named_parameters())
+        >>> gradients = logit_dp_gradient(encoder, parameters, first, second, noise_multiplier=1.0)
         >>> {name: tuple(gradient.shape) for name, gradient in gradients.items()}
         {'weight': (2, 4), 'bias': (2,)}
     """

@@ -88,11 +88,10 @@ def graph_convolution(features: Float[Tensor, "n f"], neighbours: Int[Tensor, "n
         Nguyen et al. (2023), arXiv:2306.11925, sec. 3.2.
 
     Examples:
-        >>> features, neighbours = torch.tensor([[1.0], [2.0], [6.0]]), torch.tensor([[1], [0], [1]])
+        >>> features, neighbours = torch.tensor([[1.0], [3.0]]), torch.tensor([[1], [0]])
         >>> graph_convolution(features, neighbours)
-        tensor([[1.5000],
-                [1.5000],
-                [4.0000]])
+        tensor([[2.],
+                [2.]])
     """
     features = floating("features", features)
     indices("neighbours", neighbours, len(features), "k")
@@ -122,7 +121,7 @@ def edge_affinity(
     Examples:
         >>> x = torch.tensor([[0.0, 0.0], [1.0, 0.0], [3.0, 0.0]])
         >>> near = nearest_rows(x, neighbours=1)
-        >>> edge_affinity(x, x, near, near).affinity[0, 0, :, 0]  # of the edge from row 0 with all edges
+        >>> edge_affinity(x, x, near, near).affinity[0, 0, :, 0]  # of the edge from row 0
         tensor([ 1., -1., -1.])
     """
     first, second = paired(first, second)
@@ -163,7 +162,7 @@ def local_affinity(
 
     Examples:
         >>> cells = torch.stack([torch.eye(4), -torch.eye(4)])  # two pictures of four cells
-        >>> places = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).repeat(2, 1, 1)
+        >>> places = torch.cartesian_prod(torch.arange(2.0), torch.arange(2.0)).repeat(2, 1, 1)
         >>> local_affinity(cells, cells, places, places).round(decimals=3)
         tensor([[ 4., -2.],
                 [-2.,  4.]])
@@ -285,7 +284,7 @@ def graph_matching_loss(
 
     Examples:
         >>> vertices = torch.tensor([[0.1, 0.9], [0.9, 0.1]], requires_grad=True)
-        >>> loss = graph_matching_loss(vertices, noise=0.0, strength=2.0)  # both rows find the other's partner
+        >>> loss = graph_matching_loss(vertices, noise=0.0, strength=2.0)  # neither match is right
         >>> loss.backward()
         >>> round(loss.item(), 3), vertices.grad.tolist()
         (4.0, [[-0.5, 0.5], [0.5, -0.5]])

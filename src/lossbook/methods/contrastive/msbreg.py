@@ -67,9 +67,9 @@ def centroid_attraction(
         and introduction (a distance between centroids).
 
     Examples:
-        >>> views, targets = torch.eye(2).repeat(2, 1, 1), torch.eye(2).flip(0).repeat(2, 1, 1)
-        >>> round(centroid_attraction(views, views).item(), 3), round(centroid_attraction(views, targets).item(), 3)
-        (0.0, 2.0)
+        >>> views, others = torch.eye(2).repeat(2, 1, 1), torch.eye(2).flip(0).repeat(2, 1, 1)
+        >>> [round(centroid_attraction(views, targets).item(), 3) for targets in (views, others)]
+        [0.0, 2.0]
     """
     one_of("pull", pull, "views", "centroid")
     views, targets = _checked("views", views), _checked("targets", targets)
@@ -145,8 +145,8 @@ def singular_isotropy(embeddings: Float[Tensor, "n d"], *, form: Form = "singula
         Ours, after the description of the term in Moon et al. (2022), arXiv:2207.03552.
 
     Examples:
-        >>> round(singular_isotropy(torch.eye(3)).item(), 3), round(singular_isotropy(torch.ones(3, 3)).item(), 3)
-        (0.0, 0.845)
+        >>> [round(singular_isotropy(x).item(), 3) for x in (torch.eye(3), torch.ones(3, 3))]
+        [0.0, 0.845]
     """
     one_of("form", form, "singular", "pairwise")
     rows = _checked("embeddings", embeddings, "n d")

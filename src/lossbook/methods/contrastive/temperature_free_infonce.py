@@ -68,8 +68,8 @@ def temperature_free_info_nce(
 
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-        >>> round(temperature_free_info_nce(x, x).item(), 3), round(temperature_free_info_nce(x, x.flip(0)).item(), 3)
-        (0.0, 13.863)
+        >>> [round(temperature_free_info_nce(x, keys).item(), 3) for keys in (x, x.flip(0))]
+        [0.0, 13.863]
     """
     logits = log_odds(cosine_similarity(*paired(queries, keys)))
     return diagonal_cross_entropy(logits, symmetric=symmetric, reduction=reduction)

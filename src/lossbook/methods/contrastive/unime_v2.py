@@ -33,7 +33,8 @@ class MinedNegatives(NamedTuple):
         kept: how many candidates passed the filter, `(n,)`. Where it is 0 the negatives are random.
 
     Examples:
-        >>> mined = select_negatives(torch.tensor([[0.9, 0.2, 0.1]]), torch.tensor([0.8]), count=2, stride=1)
+        >>> scores = torch.tensor([[0.9, 0.2, 0.1]])
+        >>> mined = select_negatives(scores, torch.tensor([0.8]), count=2, stride=1)
         >>> mined.positions, mined.kept
         (tensor([[1, 2]]), tensor([2]))
     """
@@ -59,7 +60,8 @@ def judge_score(yes: Float[Tensor, "*shape"], no: Float[Tensor, "*shape"]) -> Fl
         arXiv:2510.13515, sec. "MLLM-as-a-Judge for hard negatives mining".
 
     Examples:
-        >>> judge_score(yes=torch.tensor([2.0, 0.0]), no=torch.tensor([0.0, 0.0])).round(decimals=3)
+        >>> yes, no = torch.tensor([2.0, 0.0]), torch.tensor([0.0, 0.0])
+        >>> judge_score(yes, no).round(decimals=3)
         tensor([0.8810, 0.5000])
     """
     yes, no = _alike("yes", yes, "no", no)
@@ -141,7 +143,7 @@ def select_negatives(
         our reading of "cyclically". The official training uses the first 8 of the 10.
 
     Examples:
-        >>> scores = torch.tensor([[0.9, 0.5, 0.4, 0.3]])  # the first matches as well as the target
+        >>> scores = torch.tensor([[0.9, 0.5, 0.4, 0.3]])  # the first is a match itself
         >>> select_negatives(scores, torch.tensor([0.8]), count=3, stride=1).positions
         tensor([[1, 2, 3]])
     """
@@ -265,9 +267,10 @@ def judge_alignment(
         arXiv:2510.13515, sec. "MLLM judgment based training framework".
 
     Examples:
-        >>> queries, candidates = torch.tensor([[1.0, 0.0]]), torch.tensor([[[0.8, 0.6], [0.6, 0.8]]])
-        >>> round(judge_alignment(queries, candidates, scores=torch.tensor([[0.9, 0.1]]), temperature=0.2).item(), 3)
-        0.376
+        >>> queries, candidates = torch.ones(1, 2), torch.tensor([[[0.8, 0.6], [0.0, 1.0]]])
+        >>> scores = torch.tensor([[0.9, 0.1]])
+        >>> round(judge_alignment(queries, candidates, scores, temperature=0.2).item(), 3)
+        0.23
     """
     queries = shaped("queries", queries, "n m")
     candidates = floating("candidates", candidates)
@@ -308,7 +311,8 @@ def reranker_loss(
 
     Examples:
         >>> target, hardest = torch.tensor([2.0]), torch.tensor([-2.0])  # log-odds of "Yes"
-        >>> round(reranker_loss(target, hardest, torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([0])).item(), 3)
+        >>> places = torch.tensor([[3.0, 0.0, 0.0]])
+        >>> round(reranker_loss(target, hardest, places, torch.tensor([0])).item(), 3)
         0.349
     """
     target, negative = _alike("target_log_odds", target_log_odds, "negative_log_odds", negative_log_odds)

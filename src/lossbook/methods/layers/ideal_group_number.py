@@ -125,7 +125,7 @@ def conv_group_norm_gain(
     Examples:
         >>> round(conv_group_norm_gain(64, 64, 8), 3)
         1.041
-        >>> round(conv_group_norm_gain(64, 128, 8, pixel_ratio=4.0), 3)  # twice the channels at stride 2
+        >>> round(conv_group_norm_gain(64, 128, 8, pixel_ratio=4.0), 3)  # with stride 2
         0.51
     """
     size = _group_size(num_groups, in_channels=in_channels, out_channels=out_channels)
@@ -262,8 +262,7 @@ def measured_gain(
         ours; the measured counterpart of the gains in closed form.
 
     Examples:
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> gain = measured_gain(torch.nn.Identity(), torch.ones(8, 4), samples=2, generator=generator)
+        >>> gain = measured_gain(torch.nn.Identity(), torch.ones(8, 4), samples=2)
         >>> round(gain.item(), 3)
         1.0
     """
@@ -390,7 +389,8 @@ def set_group_numbers(
         layer-wise selection is the paper's idea; the gains and the measured $s$ are ours.
 
     Examples:
-        >>> model = torch.nn.Sequential(torch.nn.Linear(512, 256), torch.nn.GroupNorm(1, 256), torch.nn.ReLU())
+        >>> layers = torch.nn.Linear(512, 256), torch.nn.GroupNorm(1, 256), torch.nn.ReLU()
+        >>> model = torch.nn.Sequential(*layers)
         >>> set_group_numbers(model, torch.full((8, 512), 0.7))
         {'1': 64}
         >>> model[1].num_groups

@@ -144,7 +144,7 @@ def entropy_penalty(
         arXiv:2501.03489, and the official code; "row", "hinge" and "mean" are ours.
 
     Examples:
-        >>> entropies = torch.tensor([0.6, 0.6, 0.1, 0.1]).reshape(1, 2, 1, 2)  # layers, batch, heads, positions
+        >>> entropies = torch.tensor([[[[0.6, 0.6]], [[0.1, 0.1]]]])  # (layers, batch, heads, t)
         >>> thresholds = torch.tensor([1.0])
         >>> round(entropy_penalty(entropies, thresholds, weight=1.0, margin=0.5).item(), 3)
         0.704
@@ -204,9 +204,9 @@ def merged_linear(
 
     Examples:
         >>> first, second = torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)
-        >>> weight, bias = merged_linear(first.weight, second.weight, first_bias=first.bias, second_bias=second.bias)
-        >>> x = torch.ones(3, 4)
-        >>> torch.allclose(x @ weight.T + bias, second(first(x)), atol=1e-5)
+        >>> biases = {"first_bias": first.bias, "second_bias": second.bias}
+        >>> weight, bias = merged_linear(first.weight, second.weight, **biases)
+        >>> torch.allclose(weight.sum(1) + bias, second(first(torch.ones(4))), atol=1e-5)
         True
     """
     first, second = shaped("first", first, "hidden inputs"), floating("second", second)
@@ -232,9 +232,10 @@ class WeightNormalisation(nn.Module):
         arXiv:2501.03489; Salimans and Kingma (2016), arXiv:1602.07868.
 
     Examples:
-        >>> layer, normalise = torch.nn.Linear(4, 3), torch.nn.utils.parametrize.register_parametrization
-        >>> _ = normalise(layer, "weight", WeightNormalisation())
-        >>> [tuple(parameter.shape) for parameter in layer.parameters()]  # bias, length, direction
+        >>> from torch.nn.utils.parametrize import register_parametrization
+        >>> layer = torch.nn.Linear(4, 3)
+        >>> _ = register_parametrization(layer, "weight", WeightNormalisation())
+        >>> [tuple(each.shape) for each in layer.parameters()]  # bias, length, direction
         [(3,), (3, 1), (3, 4)]
     """
 
@@ -266,10 +267,9 @@ class SpectralNormalisation(nn.Module):
         arXiv:2501.03489; Miyato et al. (2018), arXiv:1802.05957.
 
     Examples:
-        >>> layer, normalise = torch.nn.Linear(2, 2), torch.nn.utils.parametrize.register_parametrization
-        >>> _ = layer.weight.data.copy_(torch.diag(torch.tensor([3.0, 1.0])))
-        >>> _ = normalise(layer, "weight", SpectralNormalisation(layer.weight))
-        >>> layer.weight.data.round(decimals=3)
+        >>> weight = torch.diag(torch.tensor([3.0, 1.0]))
+        >>> normalise = SpectralNormalisation(weight)
+        >>> normalise(weight).round(decimals=3)
         tensor([[1.0000, 0.0000],
                 [0.0000, 0.3330]])
     """
@@ -346,7 +346,8 @@ def nonlinear_operations(
         arXiv:2501.03489, tables of results.
 
     Examples:
-        >>> nonlinear_operations(layers=12, heads=12, width=768, hidden=3072, length=128, norm=False)
+        >>> sizes = {"layers": 12, "heads": 12, "width": 768, "hidden": 3072, "length": 128}
+        >>> nonlinear_operations(**sizes, norm=False)
         {'softmax': 2359296, 'norm': 0, 'activation': 4718592}
     """
     for name, value in dict(layers=layers, heads=heads, width=width, hidden=hidden, length=length).items():

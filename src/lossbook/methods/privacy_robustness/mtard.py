@@ -96,8 +96,8 @@ def tempered_entropy(
 
     Examples:
         >>> logits = torch.tensor([[3.0, 0.0]])
-        >>> [round(tempered_entropy(logits, temperature=t).item(), 3) for t in (1.0, 3.0, 100.0)]
-        [0.191, 0.582, 0.693]
+        >>> [round(tempered_entropy(logits, temperature=t).item(), 3) for t in (1.0, 100.0)]
+        [0.191, 0.693]
     """
     positive("temperature", temperature)
     return reduce(_entropies((shaped("logits", logits, "n k") / temperature).log_softmax(-1)), reduction)
@@ -140,7 +140,8 @@ def teacher_divergence(
 
     Examples:
         >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[4.0, 0.0]])
-        >>> [round(teacher_divergence(student, teacher, temperature=t).item(), 3) for t in (1.0, 2.0)]
+        >>> losses = [teacher_divergence(student, teacher, temperature=t) for t in (1.0, 2.0)]
+        >>> [round(loss.item(), 3) for loss in losses]
         [0.121, 0.034]
     """
     positive("temperature", temperature)
@@ -223,8 +224,8 @@ def balance_weights(
         Zhao et al. (2023), arXiv:2306.16170; the exponent: the code of the conference version.
 
     Examples:
-        >>> weights, losses, anchors = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25]), torch.ones(2)
-        >>> balance_weights(weights, losses, anchors, rate=0.5).round(decimals=3)
+        >>> weights, losses = torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])
+        >>> balance_weights(weights, losses, anchors=torch.ones(2), rate=0.5).round(decimals=3)
         tensor([0.6250, 0.3750])
     """
     number("rate", rate, 0.0, 1.0)
@@ -326,8 +327,8 @@ def b_mtard(
 
     Examples:
         >>> student, attacked = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.0]])
-        >>> clean_teacher, robust_teacher = torch.tensor([[4.0, 0.0]]), torch.tensor([[1.0, 0.0]])
-        >>> step = b_mtard(student, attacked, clean_teacher, robust_teacher, start_balance())
+        >>> clean, robust = torch.tensor([[4.0, 0.0]]), torch.tensor([[1.0, 0.0]])  # teachers
+        >>> step = b_mtard(student, attacked, clean, robust, start_balance())
         >>> round(step.loss.item(), 3), step.balance.temperatures
         (0.067, tensor([1.0000, 1.0010]))
     """

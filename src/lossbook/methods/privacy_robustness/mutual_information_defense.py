@@ -69,7 +69,7 @@ def mid_kl(
         arXiv:2009.05241, network part; Alemi et al. (2017), arXiv:1612.00410. "code": Jiachen-T-Wang/mi-defense.
 
     Examples:
-        >>> mean, rho = torch.tensor([[1.0], [2.0]]), torch.full((2, 1), 5.5413)  # softplus(0.5413) is 1
+        >>> mean, rho = torch.tensor([[1.0], [2.0]]), torch.full((2, 1), 5.5413)  # deviations of 1
         >>> mid_kl(mean, rho, reduction="none").round(decimals=3)
         tensor([0.5000, 2.0000])
     """
@@ -129,7 +129,7 @@ class StochasticBottleneck(nn.Module):
 
     Examples:
         >>> bottleneck = StochasticBottleneck(features=16, width=4)
-        >>> code, mean, rho = bottleneck(torch.ones(8, 16), generator=torch.Generator().manual_seed(0))
+        >>> code, mean, rho = bottleneck(torch.ones(8, 16))
         >>> code.shape
         torch.Size([8, 4])
     """
@@ -193,8 +193,9 @@ def mid_loss(
         arXiv:2009.05241, network part.
 
     Examples:
-        >>> logits, mean, rho = torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0]]), torch.tensor([[5.0]])
-        >>> round(mid_loss(logits, torch.tensor([0]), mean, rho, beta=0.1).item(), 3)
+        >>> logits, targets = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+        >>> mean, rho = torch.tensor([[1.0]]), torch.tensor([[5.0]])
+        >>> round(mid_loss(logits, targets, mean, rho, beta=0.1).item(), 3)
         0.188
     """
     logits = shaped("logits", logits, "n c")
@@ -231,7 +232,7 @@ def bottleneck_information(
         our addition.
 
     Examples:
-        >>> mean, rho = torch.tensor([[-10.0], [10.0]]), torch.full((2, 1), 5.0)  # two inputs that no draw confuses
+        >>> mean, rho = torch.tensor([[-10.0], [10.0]]), torch.full((2, 1), 5.0)  # far apart
         >>> round(bottleneck_information(mean, rho, torch.zeros(1, 2, 1)).item(), 3)  # log 2
         0.693
     """

@@ -35,8 +35,8 @@ class Inversion(NamedTuple):
         loss: of every step and problem, before the step was made, `(steps, n)`.
 
     Examples:
-        >>> model = torch.nn.Linear(4, 3)
-        >>> found = smooth_inversion(model, torch.rand(2, 1, 4), torch.tensor([0, 1]), steps=5, samples=2)
+        >>> images, targets = torch.rand(2, 1, 4), torch.tensor([0, 1])
+        >>> found = smooth_inversion(torch.nn.Linear(4, 3), images, targets, steps=5, samples=2)
         >>> found.perturbation.shape, found.loss.shape
         (torch.Size([2, 4]), torch.Size([5, 2]))
     """
@@ -54,8 +54,8 @@ class MaskedTrigger(NamedTuple):
         loss: of every step and problem, with the penalty, `(steps, n)`.
 
     Examples:
-        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3))
-        >>> found = mask_inversion(model, torch.rand(2, 1, 1, 2, 2), torch.tensor([0, 1]), steps=5)
+        >>> images, targets = torch.rand(2, 1, 1, 2, 2), torch.tensor([0, 1])
+        >>> found = mask_inversion(torch.nn.Flatten(), images, targets, steps=5)
         >>> found.mask.shape, found.pattern.shape
         (torch.Size([2, 1, 2, 2]), torch.Size([2, 1, 2, 2]))
     """
@@ -132,7 +132,7 @@ def smoothed_logits(
         Sun and Kolter (2023), arXiv:2303.00215; the denoiser as in the official code.
 
     Examples:
-        >>> model, noise = torch.nn.Linear(4, 3), torch.zeros(2, 5, 4)  # five copies of two inputs
+        >>> model, noise = torch.nn.Linear(4, 3), torch.zeros(2, 5, 4)  # five copies of each
         >>> smoothed_logits(model, torch.rand(2, 4), noise, sigma=0.25).shape
         torch.Size([2, 5, 3])
     """
@@ -187,10 +187,11 @@ def smoothed_cross_entropy(
         Sun and Kolter (2023), arXiv:2303.00215; the floor is the official code's.
 
     Examples:
-        >>> logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])  # one input, two noisy copies that disagree
-        >>> round(smoothed_cross_entropy(logits, torch.tensor([0])).item(), 3)
+        >>> logits = torch.tensor([[[4.0, 0.0], [0.0, 4.0]]])  # two noisy copies that disagree
+        >>> targets = torch.tensor([0])
+        >>> round(smoothed_cross_entropy(logits, targets).item(), 3)
         0.693
-        >>> round(smoothed_cross_entropy(logits, torch.tensor([0]), average="log-probabilities").item(), 3)
+        >>> round(smoothed_cross_entropy(logits, targets, average="log-probabilities").item(), 3)
         2.018
     """
     logits = floating("logits", logits)
@@ -297,8 +298,9 @@ def smooth_inversion(
         Sun and Kolter (2023), arXiv:2303.00215, and its official code.
 
     Examples:
-        >>> model, images = torch.nn.Flatten(), torch.full((1, 1, 2), 0.5)  # the class is the brighter of two pixels
-        >>> found = smooth_inversion(model, images, torch.tensor([0]), radius=0.2, steps=20)
+        >>> model = torch.nn.Flatten()  # the class is the brighter of two pixels
+        >>> images, targets = torch.full((1, 1, 2), 0.5), torch.tensor([0])
+        >>> found = smooth_inversion(model, images, targets, radius=0.2, steps=20)
         >>> found.perturbation.sign(), round(found.perturbation.norm().item(), 3)
         (tensor([[ 1., -1.]]), 0.2)
     """

@@ -21,7 +21,7 @@ class MembershipAttacker(nn.Module):
         dropout: share of hidden values set to zero where masks are given.
 
     Examples:
-        >>> attacker, maps = MembershipAttacker(inputs=64, hidden=(16,)), torch.rand(10, 1, 8, 8)
+        >>> attacker, maps = MembershipAttacker(64, hidden=(16,)), torch.rand(10, 1, 8, 8)
         >>> kept = attacker.draw(torch.Generator().manual_seed(0), len(maps))
         >>> attacker(maps).shape, attacker(maps, kept).shape
         (torch.Size([10, 2]), torch.Size([10, 2]))
@@ -105,8 +105,10 @@ def attacker_loss(
 
     Examples:
         >>> members, others = torch.tensor([[0.0, 2.0]]), torch.tensor([[2.0, 0.0]])
-        >>> round(attacker_loss(members, others).item(), 3), round(attacker_loss(torch.zeros(5, 2)).item(), 3)
-        (0.127, 0.693)
+        >>> round(attacker_loss(members, others).item(), 3)
+        0.127
+        >>> round(attacker_loss(torch.zeros(5, 2)).item(), 3)  # a guess
+        0.693
     """
     members = F.softplus(-_margin("member_logits", member_logits)).mean()
     if other_logits is None:
@@ -133,7 +135,7 @@ def mp_lora(
         arXiv:2402.11989, MP-LoRA.
 
     Examples:
-        >>> denoising, confusion = torch.tensor(0.2), torch.tensor(0.5)  # losses of the model and of the attacker
+        >>> denoising, confusion = torch.tensor(0.2), torch.tensor(0.5)
         >>> round(mp_lora(denoising, confusion, weight=0.1).item(), 3)
         0.15
     """
@@ -169,7 +171,7 @@ def smp_lora(
         arXiv:2402.11989, SMP-LoRA; the names of the weights from the official code.
 
     Examples:
-        >>> denoising, confusion = torch.tensor(0.2), torch.tensor(1.0)  # losses of the model and of the attacker
+        >>> denoising, confusion = torch.tensor(0.2), torch.tensor(1.0)
         >>> round(smp_lora(denoising, confusion, weight=1.0, offset=1.0).item(), 3)
         0.1
     """

@@ -149,10 +149,11 @@ def weat(
         arXiv:2407.06315, section 5, and the authors' code.
 
     Examples:
-        >>> logits, attacked, targets = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.0]]), torch.tensor([0])
-        >>> round(weat(logits, attacked, targets).item(), 3)
+        >>> logits, attacked = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.0]])
+        >>> round(weat(logits, attacked, torch.tensor([0])).item(), 3)
         0.508
-        >>> torch.allclose(weat(logits, attacked, targets, weights=torch.ones(1)), trades(logits, attacked, targets))
+        >>> unweighted = weat(logits, attacked, torch.tensor([0]), weights=torch.ones(1))
+        >>> torch.allclose(unweighted, trades(logits, attacked, torch.tensor([0])))
         True
     """
     one_of("form", form, "natural", "adversarial")
