@@ -42,6 +42,11 @@ def logit_margin(logits: Float[Tensor, "*n k"], targets: Int[Tensor, "*n"]) -> F
 
     Source:
         Carlini and Wagner (2017), arXiv:1608.04644.
+
+    Examples:
+        >>> logits, targets = torch.tensor([[2.0, 1.0, 0.0]] * 2), torch.tensor([0, 2])
+        >>> attacks.logit_margin(logits, targets)  # the second is an error
+        tensor([-1.,  2.])
     """
     own = F.one_hot(targets, logits.shape[-1]).bool()
     return logits.masked_fill(own, -torch.inf).amax(-1) - logits.gather(-1, targets[..., None])[..., 0]
@@ -59,6 +64,11 @@ def logit_ratio(logits: Float[Tensor, "*n k"], targets: Int[Tensor, "*n"]) -> Fl
 
     Source:
         Croce and Hein (2020), arXiv:2003.01690, equation 6.
+
+    Examples:
+        >>> logits, targets = torch.tensor([[2.0, 1.0, 0.0]] * 2), torch.tensor([0, 2])
+        >>> attacks.logit_ratio(logits, targets).round(decimals=3)
+        tensor([-0.5000,  1.0000])
     """
     if logits.shape[-1] < 3:
         raise ValueError(f"logits: expected at least three classes, got {logits.shape[-1]}")
@@ -69,7 +79,14 @@ def logit_ratio(logits: Float[Tensor, "*n k"], targets: Int[Tensor, "*n"]) -> Fl
 def random_start(
     inputs: Float[Tensor, "*n"], generator: torch.Generator, *, epsilon: float, norm: Norm = "linf", restarts: int = 1
 ) -> Float[Tensor, "restarts *n"]:
-    """Perturbations `(restarts, n, ...)` drawn evenly from the ball, for inputs `(n, ...)`."""
+    """Perturbations `(restarts, n, ...)` drawn evenly from the ball, for inputs `(n, ...)`.
+
+    Examples:
+        >>> inputs, generator = torch.zeros(5, 1, 8, 8), torch.Generator().manual_seed(0)
+        >>> start = attacks.random_start(inputs, generator, epsilon=0.1, restarts=2)
+        >>> start.shape, bool(start.abs().max() <= 0.1)
+        (torch.Size([2, 5, 1, 8, 8]), True)
+    """
     options: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": inputs.dtype}
     shape = (restarts, *inputs.shape)
     if norm == "linf":
@@ -96,6 +113,11 @@ def fgsm(
 
     Source:
         Goodfellow, Shlens and Szegedy (2015), arXiv:1412.6572.
+
+    Examples:
+        >>> model, inputs = torch.nn.Identity(), torch.tensor([[0.6, 0.5]])  # larger wins
+        >>> attacks.fgsm(model, inputs, torch.tensor([0]), epsilon=0.1)
+        tensor([[0.5000, 0.6000]])
     """
     options: dict[str, Any] = {"norm": norm, "loss": loss, "targeted": targeted, "bounds": bounds}
     return pgd(model, inputs, targets, epsilon=epsilon, steps=1, step_size=epsilon, **options)
@@ -151,6 +173,12 @@ def pgd(
 
     Source:
         Madry et al. (2018), arXiv:1706.06083; the loss "kl": Zhang et al. (2019), arXiv:1901.08573.
+
+    Examples:
+        >>> model, inputs = torch.nn.Identity(), torch.tensor([[0.6, 0.5]])  # larger wins
+        >>> found = attacks.pgd(model, inputs, torch.tensor([0]), epsilon=0.1)
+        >>> found.argmax(1), bool((found - inputs).abs().max() < 0.1001)
+        (tensor([1]), True)
     """
     _check(epsilon=epsilon, steps=steps, norm=norm, loss=loss, targets=targets, bounds=bounds, restarts=restarts)
     _check_start(loss, start, restarts, generator)
@@ -194,6 +222,11 @@ def auto_pgd(
 
     Source:
         Croce and Hein (2020), arXiv:2003.01690, algorithm 1.
+
+    Examples:
+        >>> model, inputs = torch.nn.Identity(), torch.tensor([[0.6, 0.5]])  # larger wins
+        >>> attacks.auto_pgd(model, inputs, torch.tensor([0]), epsilon=0.1, steps=10).argmax(1)
+        tensor([1])
     """
     _check(epsilon=epsilon, steps=steps, norm=norm, loss=loss, targets=targets, bounds=bounds, restarts=restarts)
     _check_start(loss, start, restarts, generator)
@@ -240,6 +273,12 @@ def square(
 
     Source:
         Andriushchenko et al. (2020), arXiv:1912.00049.
+
+    Examples:
+        >>> model, images = torch.nn.Flatten(), torch.tensor([[[[0.6, 0.5]]]])  # brighter wins
+        >>> options = {"epsilon": 0.1, "generator": torch.Generator().manual_seed(0)}
+        >>> model(attacks.square(model, images, torch.tensor([0]), **options)).argmax(1)
+        tensor([1])
     """
     _check(epsilon=epsilon, steps=queries, norm=norm, loss="margin", targets=targets, bounds=bounds, restarts=1)
     if not 0 < share <= 1:
@@ -290,6 +329,13 @@ class Attacked:
         inputs: adversarial inputs, the clean ones where no attack succeeded.
         success: for each example, whether it is misclassified, clean or under any attack; a tie counts as an error.
         by: the same for the clean inputs ("clean") and for each attack alone, by name.
+
+    Examples:
+        >>> model, inputs = torch.nn.Identity(), torch.tensor([[0.6, 0.5, 0.1]])  # largest wins
+        >>> options = {"generator": torch.Generator().manual_seed(0), "steps": 5, "queries": 5}
+        >>> found = attacks.ensemble(model, inputs, torch.tensor([0]), epsilon=0.01, **options)
+        >>> found.success, found.robust_accuracy().item()
+        (tensor([False]), 1.0)
     """
 
     inputs: Float[Tensor, "..."] = field(repr=False)
@@ -338,6 +384,13 @@ def ensemble(
 
     Source:
         After Croce and Hein (2020), arXiv:2003.01690.
+
+    Examples:
+        >>> model, inputs = torch.nn.Identity(), torch.tensor([[0.6, 0.5, 0.1]])  # largest wins
+        >>> options = {"generator": torch.Generator().manual_seed(0), "steps": 10, "queries": 50}
+        >>> found = attacks.ensemble(model, inputs, torch.tensor([0]), epsilon=0.1, **options)
+        >>> list(found.by), found.robust_accuracy().item()
+        (['clean', 'cross_entropy', 'ratio', 'margin', 'targeted', 'square'], 0.0)
     """
     _check_inside(inputs, bounds)
     with _attack(model, inputs, targets) as aim:
@@ -399,6 +452,12 @@ def robust_accuracy(
 
     Raises:
         ValueError: if an input lies outside the bounds, or the attack is aimed at classes (`targeted`).
+
+    Examples:
+        >>> inputs, targets = torch.tensor([[0.6, 0.5], [0.9, 0.1]]), torch.tensor([0, 0])
+        >>> model = torch.nn.Identity()  # larger wins
+        >>> attacks.robust_accuracy(model, inputs, targets, attacks.pgd, epsilon=0.1).item()
+        0.5
     """
     _check_inside(inputs, bounds)
     if options.get("targeted"):

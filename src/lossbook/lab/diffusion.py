@@ -34,6 +34,11 @@ def noise_schedule(steps: int, kind: Literal["cosine", "linear"] = "cosine") -> 
 
     Source:
         Ho, Jain and Abbeel (2020), arXiv:2006.11239; Nichol and Dhariwal (2021), arXiv:2102.09672, equation 17.
+
+    Examples:
+        >>> signal = diffusion.noise_schedule(100)
+        >>> signal.shape, round(signal[0].item(), 2), round(signal[-1].item(), 2)
+        (torch.Size([100]), 1.0, 0.0)
     """
     if steps < 2:
         raise ValueError(f"steps: expected at least 2, got {steps}")
@@ -61,6 +66,12 @@ def add_noise(
         noise: $\epsilon$, standard normal.
         times: $t$ of each input, from 0 to `len(signal) - 1`.
         signal: $\bar\alpha_t$, as `noise_schedule` returns it.
+
+    Examples:
+        >>> inputs, noise, signal = torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0.81, 0.25])
+        >>> diffusion.add_noise(inputs, noise, torch.tensor([0, 1]), signal).round(decimals=3)
+        tensor([[0.9000, 0.9000, 0.9000],
+                [0.5000, 0.5000, 0.5000]])
     """
     share = signal.to(inputs)[times].view(-1, *(1 for _ in inputs.shape[1:]))
     return share.sqrt() * inputs + (1 - share).sqrt() * noise
@@ -83,6 +94,14 @@ def error_map(
         times: $t$ of each input.
         signal: $\bar\alpha_t$, as `noise_schedule` returns it.
         labels: the condition $c$; None for a denoiser without one.
+
+    Examples:
+        >>> signal, times = diffusion.noise_schedule(100), torch.tensor([0, 99])
+        >>> inputs, noise = torch.ones(2, 3), torch.full((2, 3), 2.0)
+        >>> blind = lambda noisy, times, labels: 0 * noisy  # it predicts no noise
+        >>> diffusion.error_map(blind, inputs, noise, times, signal)
+        tensor([[4., 4., 4.],
+                [4., 4., 4.]])
     """
     return (denoiser(add_noise(inputs, noise, times, signal), times, labels) - noise).square()
 
@@ -95,7 +114,15 @@ def denoising_loss(
     signal: Float[Tensor, " steps"],
     labels: Int[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean of `error_map` over inputs and elements, with the same arguments: the usual training loss."""
+    """Mean of `error_map` over inputs and elements, with the same arguments: the usual training loss.
+
+    Examples:
+        >>> signal, times = diffusion.noise_schedule(100), torch.tensor([0, 99])
+        >>> inputs, noise = torch.ones(2, 3), torch.full((2, 3), 2.0)
+        >>> blind = lambda noisy, times, labels: 0 * noisy  # it predicts no noise
+        >>> diffusion.denoising_loss(blind, inputs, noise, times, signal)
+        tensor(4.)
+    """
     return error_map(denoiser, inputs, noise, times, signal, labels).mean()
 
 
@@ -133,6 +160,12 @@ def diffusion_sample(
 
     Raises:
         ValueError: for more steps than the schedule has, `eta` outside $[0,1]$, or labels of another number.
+
+    Examples:
+        >>> signal, generator = diffusion.noise_schedule(100), torch.Generator().manual_seed(0)
+        >>> denoiser = diffusion.Denoiser((1, 8, 8), steps=100)
+        >>> diffusion.diffusion_sample(denoiser, (4, 1, 8, 8), signal, generator, steps=5).shape
+        torch.Size([4, 1, 8, 8])
     """
     total = len(signal)
     steps = total if steps is None else steps
@@ -203,6 +236,11 @@ class Denoiser(nn.Module):
 
     To what the layers say it adds the noisy inputs, by a factor that depends on the condition: where little signal is
     left the inputs are the noise.
+
+    Examples:
+        >>> denoiser = diffusion.Denoiser((1, 8, 8), steps=100, classes=10)
+        >>> denoiser(torch.zeros(2, 1, 8, 8), torch.tensor([0, 99]), torch.tensor([3, 7])).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(self, shape: Sequence[int], *, steps: int, classes: int = 0, width: int = 128, blocks: int = 2):
@@ -248,7 +286,13 @@ class _Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """Small U-Net that predicts noise in pictures: a level for each number of channels, each at half the resolution."""
+    """Small U-Net that predicts noise in pictures: a level for each number of channels, each at half the resolution.
+
+    Examples:
+        >>> network = diffusion.UNet((1, 8, 8), steps=100, channels=(8, 16))
+        >>> network(torch.zeros(2, 1, 8, 8), torch.tensor([0, 99])).shape
+        torch.Size([2, 1, 8, 8])
+    """
 
     def __init__(self, shape: Sequence[int], *, steps: int, classes: int = 0, channels: Sequence[int] = (32, 64)):
         """Make one.

@@ -34,7 +34,16 @@ LOOK_EVERY = 25
 
 
 class NonFiniteError(RuntimeError):
-    """A run whose loss, gradient or parameters became NaN or infinite."""
+    """A run whose loss, gradient or parameters became NaN or infinite.
+
+    Examples:
+        >>> data, runs = {"x": torch.ones(8, 2)}, lab.grid(seed=[0], learning_rate=[0.1])
+        >>> loss = lambda model, batch, run: model(batch["x"]).square().mean() / 0
+        >>> lab.fit(lambda run: lab.mlp([2, 1]), loss, data, runs, epochs=1, batch_size=8)
+        Traceback (most recent call last):
+            ...
+        lossbook.lab.fitting.NonFiniteError: run 0 (seed=0, learning_rate=0.1), step 0: loss is inf
+    """
 
 
 def choose_device(device: str = "auto") -> torch.device:
@@ -42,6 +51,10 @@ def choose_device(device: str = "auto") -> torch.device:
 
     Raises:
         ValueError: for a name that PyTorch does not know or a device that is not there.
+
+    Examples:
+        >>> lab.choose_device("cpu")
+        device(type='cpu')
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,7 +66,14 @@ def choose_device(device: str = "auto") -> torch.device:
 
 
 def grid(**values: Iterable) -> list[dict[str, Any]]:
-    """All combinations of the values: `grid(seed=range(5), learning_rate=[0.1, 0.3])` are ten runs."""
+    """All combinations of the values: `grid(seed=range(5), learning_rate=[0.1, 0.3])` are ten runs.
+
+    Examples:
+        >>> lab.grid(seed=range(2), temperature=[0.1])
+        [{'seed': 0, 'temperature': 0.1}, {'seed': 1, 'temperature': 0.1}]
+        >>> len(lab.grid(seed=range(5), learning_rate=[0.1, 0.3]))
+        10
+    """
     return [dict(zip(values, combination, strict=True)) for combination in product(*values.values())]
 
 
@@ -63,6 +83,14 @@ class Model:
 
     Attributes:
         parameters: by name.
+
+    Examples:
+        >>> data, runs = {"x": torch.ones(64, 2)}, lab.grid(seed=[0], learning_rate=[0.1])
+        >>> loss = lambda model, batch, run: (
+        ...     model(batch["x"]).square().mean() + model.parameters["1.weight"].square().sum())
+        >>> fitted = lab.fit(lambda run: lab.mlp([2, 1]), loss, data, runs, epochs=9, batch_size=4)
+        >>> bool(fitted.parameters["1.weight"].abs().max() < 0.05)
+        True
     """
 
     parameters: dict[str, Tensor]
@@ -87,6 +115,11 @@ def moving_average(
         average: tensors by name.
         values: as `average`, such as `model.parameters`.
         decay: $m$ in $[0,1]$, a number or a tensor without dimensions.
+
+    Examples:
+        >>> teacher, student = {"weight": torch.zeros(2)}, {"weight": torch.ones(2)}
+        >>> fitting.moving_average(teacher, student, 0.9)["weight"].round(decimals=3)
+        tensor([0.1000, 0.1000])
     """
     return {name: decay * old + (1 - decay) * values[name].detach() for name, old in average.items()}
 
@@ -103,6 +136,13 @@ class Fitted:
         buffers: likewise.
         seconds: how long training took.
         state: what `loss` returned last as its state, with the runs along the first dimension, on the CPU.
+
+    Examples:
+        >>> data, runs = {"x": torch.ones(8, 2)}, lab.grid(seed=[0, 1, 2], learning_rate=[0.1])
+        >>> loss = lambda model, batch, run: model(batch["x"]).square().mean()
+        >>> fitted = lab.fit(lambda run: lab.mlp([2, 4]), loss, data, runs, epochs=2, batch_size=4)
+        >>> fitted.predict(torch.zeros(5, 2)).shape, len(fitted.runs), len(fitted.history)
+        (torch.Size([3, 5, 4]), 3, 12)
     """
 
     runs: pd.DataFrame
@@ -231,6 +271,13 @@ def fit(
     Raises:
         ValueError: for runs without a seed or learning rate, tensors of unequal length, a batch larger than the data.
         NonFiniteError: naming run, step and quantity, as soon as anything is NaN or infinite.
+
+    Examples:
+        >>> data, runs = {"x": torch.ones(64, 1)}, lab.grid(seed=[0, 1], learning_rate=[0.1])
+        >>> loss = lambda model, batch, run: (model(batch["x"]) - 3).square().mean()
+        >>> fitted = lab.fit(lambda run: lab.mlp([1, 1]), loss, data, runs, epochs=9, batch_size=4)
+        >>> fitted.predict(torch.ones(1, 1)).flatten().round(decimals=1)
+        tensor([3., 3.])
     """
     device, runs = choose_device(str(device)), _check_runs(runs)
     examples = _check_data(data, batch_size, epochs)

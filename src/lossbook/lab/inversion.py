@@ -36,6 +36,12 @@ def averaged(release: Callable[[], Float[Tensor, "*shape"]], queries: int) -> Fl
 
     Raises:
         ValueError: if `queries` is not positive.
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> mean = inversion.averaged(lambda: 1 + torch.randn(3, generator=generator), queries=1000)
+        >>> bool((mean - 1).abs().max() < 0.3)
+        True
     """
     if queries < 1:
         raise ValueError(f"queries: expected at least 1, got {queries}")
@@ -75,6 +81,12 @@ class Decoders:
     Attributes:
         held_out_error: of each, the mean squared error on auxiliary data that it was not fitted to.
         trained: whether the trained decoder was better there than least squares, from which it started, and the mean.
+
+    Examples:
+        >>> originals = torch.linspace(-1, 1, 50)[:, None]
+        >>> decoders = inversion.fit_decoders(3 * originals[None, None] + 1, originals, epochs=1)
+        >>> decoders.held_out_error[0] < 1e-6
+        True
     """
 
     held_out_error: list[float]
@@ -133,6 +145,12 @@ def fit_decoders(
     Source:
         Yang, Zhang, Chang and Liang (2019), CCS, arXiv:1902.08552 (training on auxiliary releases); the start from
         least squares is ours.
+
+    Examples:
+        >>> originals = torch.linspace(-1, 1, 50)[:, None]
+        >>> decoders = inversion.fit_decoders(3 * originals[None, None] + 1, originals, epochs=1)
+        >>> decoders(torch.tensor([[[4.0]]])).round(decimals=2)
+        tensor([[[1.]]])
     """
     models, draws, n, _ = released.shape
     if len(originals) != n:
@@ -230,6 +248,12 @@ def ascend_posterior(
 
     Source:
         Fredrikson, Jha and Ristenpart (2015), CCS; the mean over noise as in Athalye et al. (2018), arXiv:1707.07397.
+
+    Examples:
+        >>> log_posterior = lambda inputs: inputs.log_softmax(-1)  # largest wins
+        >>> start, targets = torch.full((1, 3), 0.5), torch.tensor([1])
+        >>> inversion.ascend_posterior(log_posterior, start, targets).round(decimals=2)
+        tensor([[0., 1., 0.]])
     """
     if start.shape[: targets.ndim] != targets.shape:
         raise ValueError(
@@ -256,6 +280,11 @@ def with_candidates(inputs: Float[Tensor, "n d"], column: int, values: Float[Ten
 
     Raises:
         ValueError: for a column that is not there.
+
+    Examples:
+        >>> rows = torch.tensor([[1.0, 5.0], [2.0, 6.0]])
+        >>> inversion.with_candidates(rows, 1, torch.tensor([0.0, 1.0])).shape
+        torch.Size([2, 2, 2])
     """
     if not 0 <= column < inputs.shape[1]:
         raise ValueError(f"column: expected 0 to {inputs.shape[1] - 1}, got {column}")
@@ -281,6 +310,11 @@ def attribute_posterior(
 
     Raises:
         ValueError: if the prior has another number of values or a negative one.
+
+    Examples:
+        >>> likelihoods = torch.tensor([[[0.9, 0.1]], [[0.6, 0.4]]])  # two releases, two values
+        >>> inversion.attribute_posterior(likelihoods.log()).round(decimals=3)
+        tensor([[0.9310, 0.0690]], dtype=torch.float64)
     """
     total = log_likelihoods.double().sum(0)
     if prior is None:
@@ -302,6 +336,11 @@ def attribute_success(
         posterior: from `attribute_posterior`.
         truth: position of the true value among the candidates.
         tolerance: values this close to the largest count as tied, and one of them is guessed at random.
+
+    Examples:
+        >>> posterior = torch.tensor([[0.7, 0.3], [0.5, 0.5]])
+        >>> inversion.attribute_success(posterior, torch.tensor([0, 1]))
+        tensor([1.0000, 0.5000])
     """
     best = posterior >= posterior.amax(1, keepdim=True) - tolerance
     return best.gather(1, truth[:, None])[:, 0].to(posterior) / best.sum(1)
@@ -318,6 +357,11 @@ def success_rate(hits: Shaped[Tensor, " n"], *, confidence: float = 0.95) -> Int
 
     Raises:
         ValueError: if there is no attack, or a value outside [0, 1].
+
+    Examples:
+        >>> rate = inversion.success_rate(torch.tensor([1, 1, 1, 0]))
+        >>> [round(each, 3) for each in rate]
+        [0.75, 0.301, 0.954, 4]
     """
     from scipy.stats import norm
 
@@ -354,6 +398,12 @@ def explained_share(
 
     Raises:
         ValueError: if shapes differ, there are fewer than two inputs, or the reference is perfect.
+
+    Examples:
+        >>> originals = torch.tensor([[0.0], [2.0], [4.0]])
+        >>> share = inversion.explained_share(originals + 0.1, originals, torch.full((3, 1), 2.0))
+        >>> round(share.effect, 3)
+        0.996
     """
     from scipy.stats import norm
 

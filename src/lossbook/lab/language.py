@@ -30,6 +30,12 @@ class Tokenizer:
         unit: what a token is: "byte" (of UTF-8), "character" or "word" (or a punctuation mark, or a line's end).
         vocabulary: the pieces; the number of a token is its place here. For characters and words the first is the
             replacement character, which stands for all that is not in the vocabulary.
+
+    Examples:
+        >>> tokenizer = language.Tokenizer.of("to be or not to be", unit="word")
+        >>> tokens = tokenizer.encode("to see or not")  # it does not know "see"
+        >>> tokens, tokenizer.decode(tokens[2:])
+        (tensor([2, 0, 4, 3]), 'or not')
     """
 
     unit: Unit
@@ -87,6 +93,11 @@ def windows(tokens: Int[Tensor, " n"], context: int, *, stride: int | None = Non
 
     Raises:
         ValueError: if a number is below 1 or the text is shorter than a window.
+
+    Examples:
+        >>> language.windows(torch.arange(7), context=3)
+        tensor([[0, 1, 2, 3],
+                [3, 4, 5, 6]])
     """
     stride = context if stride is None else stride
     if context < 1 or stride < 1:
@@ -175,6 +186,13 @@ class Transformer(nn.Module):
 
     Raises:
         ValueError: for a width that heads do not divide, another norm or activation, or a number below 1.
+
+    Examples:
+        >>> model = language.Transformer(100, width=16, layers=2, heads=4, context=8)
+        >>> tokens = torch.zeros(3, 8, dtype=torch.long)
+        >>> logits, attention = model(tokens, observe=lambda attention: attention)
+        >>> logits.shape, attention.shape
+        (torch.Size([3, 8, 100]), torch.Size([2, 3, 4, 8, 8]))
     """
 
     def __init__(
@@ -257,6 +275,11 @@ def next_token_loss(logits: Float[Tensor, "b t v"], batch: Int[Tensor, "b length
     Args:
         logits: for the first $t$ tokens of each window.
         batch: windows of $t+1$ tokens, as of `windows`.
+
+    Examples:
+        >>> batch = torch.tensor([[0, 1, 2]])
+        >>> round(language.next_token_loss(torch.zeros(1, 2, 4), batch).item(), 3)
+        1.386
     """
     return F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
 
@@ -268,6 +291,15 @@ def perplexity(fitted: Fitted, batch: Int[Tensor, "n length"], *, batch_size: in
         fitted: runs whose network makes logits of tokens, such as `Transformer`.
         batch: windows, as of `windows`.
         batch_size: windows at a time.
+
+    Examples:
+        >>> text, runs = torch.arange(400).view(-1, 8) % 4, lab.grid(seed=[0], learning_rate=[0.1])
+        >>> loss = lambda model, batch, run: language.next_token_loss(
+        ...     model(batch["text"][:, :-1]), batch["text"])
+        >>> fitted = lab.fit(lambda run: torch.nn.Embedding(4, 4), loss, {"text": text}, runs,
+        ...                  epochs=60, batch_size=25)
+        >>> language.perplexity(fitted, text) < 1.1
+        tensor([True])
     """
 
     def loss(model: Model, part: Tensor) -> Tensor:

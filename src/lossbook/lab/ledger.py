@@ -23,13 +23,25 @@ Direction = Literal["greater", "less", "within"]
 
 
 class CheckFailed(AssertionError):
-    """A derivation that does not agree with what the machine computes."""
+    """A derivation that does not agree with what the machine computes.
+
+    Examples:
+        >>> ledger = lab.Ledger()
+        >>> ledger.check("triple", "x + x = 3x", error=1.0, tolerance=1e-6, cases=3)
+        Traceback (most recent call last):
+            ...
+        lossbook.lab.ledger.CheckFailed: triple: error 1 is above the tolerance 1e-06: x + x = 3x
+    """
 
 
 def max_error(actual: Tensor | float, expected: Tensor | float) -> float:
     r"""Largest $|a-e|/\max(1,|e|)$ over all entries: relative for large numbers, absolute for small ones.
 
     Not a number if either has one, or if they are infinite in different places.
+
+    Examples:
+        >>> round(lab.max_error(torch.tensor([1.0, 200.0]), torch.tensor([1.1, 202.0])), 4)
+        0.0909
     """
     actual, expected = (torch.as_tensor(value, dtype=torch.float64) for value in (actual, expected))
     gap = (actual - expected).abs() / expected.abs().clamp(min=1)
@@ -41,6 +53,12 @@ class Ledger:
 
     A check is mathematics: it is shown, and stops the notebook if it fails. A claim is the paper's: its criterion is
     stated before the experiment, its verdict follows from the interval over seeds.
+
+    Examples:
+        >>> ledger = lab.Ledger()
+        >>> error = lab.max_error(torch.arange(3.0) + torch.arange(3.0), 2 * torch.arange(3.0))
+        >>> ledger.check("double", "x + x = 2x", error=error, tolerance=1e-6, cases=3)
+        ✓ check double verified: x + x = 2x (error 0, tolerance 1e-06, 3 cases)
     """
 
     def __init__(self):
@@ -131,7 +149,15 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim with its criterion, waiting for the numbers."""
+    """A claim with its criterion, waiting for the numbers.
+
+    Examples:
+        >>> ledger = lab.Ledger()
+        >>> criterion = {"metric": "gain", "direction": "greater", "margin": 0.5, "unit": "points"}
+        >>> claim = ledger.claim("gain", "It helps.", **criterion)
+        >>> claim.judge([1.9, 2.0, 2.1])
+        ✓ claim gain supported: It helps. (2 [1.75, 2.25] points, margin 0.5, 3 seeds)
+    """
 
     id: str
     statement: str
@@ -218,7 +244,17 @@ class Claim:
 
 
 class Table:
-    """A table of text, as HTML for people."""
+    """A table of text, as HTML for people.
+
+    Examples:
+        >>> ledger = lab.Ledger()
+        >>> criterion = {"metric": "gain", "direction": "greater", "margin": 0.5, "unit": "points"}
+        >>> claim = ledger.claim("gain", "It helps.", **criterion)
+        >>> ledger.criteria()
+        Claims and their criteria, stated before the run
+         | Claim | Counts as supported if
+        gain | It helps. | gain: the 95 % interval lies above 0.5 points
+    """
 
     def __init__(self, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str):
         self.columns, self.rows, self.caption = columns, rows, caption

@@ -23,6 +23,13 @@ class LoRA(nn.Module):
         down: $A$.
         up: $B$.
         scale: $s$.
+
+    Examples:
+        >>> layer = lora.LoRA(torch.nn.Linear(8, 4), rank=2)
+        >>> layer(torch.ones(3, 8)).shape
+        torch.Size([3, 4])
+        >>> [tuple(parameter.shape) for parameter in layer.parameters() if parameter.requires_grad]
+        [(2, 8), (4, 2)]
     """
 
     def __init__(self, base: nn.Module, *, rank: int, scale: float = 1.0):
@@ -94,6 +101,11 @@ def add_lora(
 
     Source:
         Hu et al. (2021), LoRA, arXiv:2106.09685.
+
+    Examples:
+        >>> network = lora.add_lora(lab.mlp([64, 32, 10]), rank=2)
+        >>> [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+        ['1.down.weight', '1.up.weight', '3.down.weight', '3.up.weight']
     """
     module = deepcopy(module).requires_grad_(False)
 
@@ -108,7 +120,14 @@ def add_lora(
 
 
 def merge_lora(module: nn.Module) -> nn.Module:
-    """A copy of a network in which every adapted layer is a plain one with the same outputs."""
+    """A copy of a network in which every adapted layer is a plain one with the same outputs.
+
+    Examples:
+        >>> adapted = lora.add_lora(lab.mlp([64, 32, 10]), rank=2)
+        >>> merged, x = lora.merge_lora(adapted), torch.ones(3, 64)
+        >>> torch.allclose(merged(x), adapted(x), atol=1e-5)
+        True
+    """
     return _replaced(deepcopy(module), lambda _, layer: layer.merged() if isinstance(layer, LoRA) else None)[0]
 
 

@@ -26,6 +26,11 @@ def attack_auc(members: Float[Tensor, "*runs n"], others: Float[Tensor, "*runs m
     Args:
         members: scores of members.
         others: scores of non-members.
+
+    Examples:
+        >>> members, others = torch.tensor([3.0, 2.0]), torch.tensor([2.0, 1.0])
+        >>> membership.attack_auc(members, others).item()
+        0.875
     """
     above, below = (members[..., None] > others[..., None, :]), (members[..., None] < others[..., None, :])
     return 0.5 + 0.5 * (above.double() - below.double()).mean((-1, -2))
@@ -37,6 +42,11 @@ class Leakage(NamedTuple):
     Attributes:
         auc: area under the ROC curve with its interval.
         power: true-positive rate at the asked false-positive rate, with its interval.
+
+    Examples:
+        >>> found = membership.judge_attack(torch.ones(20), torch.zeros(20))
+        >>> found.auc.effect, found.power.effect, found.power.n
+        (1.0, 1.0, 20)
     """
 
     auc: Interval
@@ -74,6 +84,11 @@ def judge_attack(
 
     Source:
         Newcombe (2006), Statistics in Medicine 25, method 5; Carlini et al. (2022), arXiv:2112.03570, for the rate.
+
+    Examples:
+        >>> found = membership.judge_attack(torch.arange(10.0, 30.0), torch.arange(20.0))
+        >>> round(found.auc.effect, 3), round(found.power.effect, 3)
+        (0.875, 0.55)
     """
     from scipy.optimize import brentq
     from scipy.stats import binomtest, norm
@@ -122,6 +137,12 @@ def threshold_attack(
 
     Raises:
         ValueError: if the auxiliary examples are not of both kinds.
+
+    Examples:
+        >>> losses, members = torch.tensor([0.1, 0.2, 0.9, 0.8]), torch.tensor([1, 1, 0, 0]).bool()
+        >>> (scores,) = membership.threshold_attack(losses, members, torch.tensor([0.15, 0.85]))
+        >>> scores  # the smaller loss has the larger score
+        tensor([-0.1500, -0.8500])
     """
     _both(members, auxiliary.shape[-1])
     smaller = attack_auc(-auxiliary[..., members], -auxiliary[..., ~members]) >= 0.5
@@ -163,6 +184,13 @@ def learned_attack(
 
     Raises:
         ValueError: if the auxiliary examples are not of both kinds, or widths differ.
+
+    Examples:
+        >>> features, members = torch.linspace(-1, 1, 64)[None, :, None], torch.arange(64) >= 32
+        >>> asked, options = torch.tensor([[[-0.5], [0.5]]]), {"learning_rate": 0.01, "steps": 50}
+        >>> (scores,) = membership.learned_attack(features, members, asked, **options)
+        >>> scores.shape, bool(scores[0, 1] > scores[0, 0])
+        (torch.Size([1, 2]), True)
     """
     runs, number, width = auxiliary.shape
     _both(members, number)

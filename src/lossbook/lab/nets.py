@@ -21,6 +21,11 @@ def mlp(
         widths: inputs, hidden layers, outputs: at least two numbers.
         norm: makes the normalisation of a layer from its width.
         activation: makes the activation.
+
+    Examples:
+        >>> network = lab.mlp([64, 32, 10])
+        >>> network(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5, 10])
     """
     if len(widths) < 2:
         raise ValueError(f"widths: expected at least two numbers, got {list(widths)}")
@@ -34,7 +39,13 @@ def mlp(
 
 
 def cnn(channels: Sequence[int], *, inputs: int = 1) -> nn.Sequential:
-    """3x3 convolutions, each with ReLU and halved resolution, then the mean over pixels: `(n, channels[-1])`."""
+    """3x3 convolutions, each with ReLU and halved resolution, then the mean over pixels: `(n, channels[-1])`.
+
+    Examples:
+        >>> network = lab.cnn([8, 16], inputs=3)
+        >>> network(torch.zeros(5, 3, 28, 28)).shape
+        torch.Size([5, 16])
+    """
     layers: list[nn.Module] = []
     for before, after in zip([inputs, *channels], channels, strict=False):
         layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
@@ -42,7 +53,14 @@ def cnn(channels: Sequence[int], *, inputs: int = 1) -> nn.Sequential:
 
 
 class EncoderProjector(nn.Module):
-    """An encoder whose features are kept, and a projector that only the contrastive loss sees."""
+    """An encoder whose features are kept, and a projector that only the contrastive loss sees.
+
+    Examples:
+        >>> network = lab.EncoderProjector(lab.mlp([64, 32]), lab.mlp([32, 8]))
+        >>> features, projections = network(torch.zeros(5, 1, 8, 8))
+        >>> features.shape, projections.shape
+        (torch.Size([5, 32]), torch.Size([5, 8]))
+    """
 
     def __init__(self, encoder: nn.Module, projector: nn.Module):
         super().__init__()

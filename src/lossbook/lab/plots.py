@@ -16,7 +16,14 @@ __all__ = ["show", "show_source", "show_table", "use_theme"]
 
 
 def use_theme() -> None:
-    """Seaborn's colour-blind palette on a light grid, sizes for a page 7 inches wide."""
+    """Seaborn's colour-blind palette on a light grid, sizes for a page 7 inches wide.
+
+    Examples:
+        >>> import matplotlib.pyplot as plt
+        >>> lab.use_theme()
+        >>> plt.rcParams["figure.figsize"]
+        [7.0, 3.6]
+    """
     sns.set_theme(
         style="whitegrid",
         palette="colorblind",
@@ -43,6 +50,14 @@ def show(figure: Figure, *, caption: str, alt: str) -> None:
 
     Raises:
         ValueError: if caption or alternative text is empty, or a panel has no title or no axis labels.
+
+    Examples:
+        >>> import matplotlib.pyplot as plt
+        >>> figure, axes = plt.subplots()
+        >>> _ = axes.set(title="Accuracy", xlabel="epoch", ylabel="accuracy (%)")
+        >>> lab.show(figure, caption="Accuracy over training.", alt="A plot without curves.")
+        Accuracy over training.
+        A plot without curves.
     """
     from IPython.display import display
 
@@ -67,7 +82,14 @@ def show(figure: Figure, *, caption: str, alt: str) -> None:
 
 
 def show_table(frame: pd.DataFrame, *, caption: str, formats: dict[str, str] | None = None) -> None:
-    """Put a frame on the page; `formats` maps columns to format strings such as "{:.2f}"."""
+    """Put a frame on the page; `formats` maps columns to format strings such as "{:.2f}".
+
+    Examples:
+        >>> import pandas as pd
+        >>> frame = pd.DataFrame({"accuracy": [81.25]})
+        >>> lab.show_table(frame, caption="Accuracy", formats={"accuracy": "{:.1f}"})
+        <IPython.core.display.HTML object>
+    """
     from IPython.display import HTML, display
 
     style = frame.style.format(formats or {}, na_rep="–").hide(axis="index")
@@ -76,7 +98,12 @@ def show_table(frame: pd.DataFrame, *, caption: str, formats: dict[str, str] | N
 
 
 def show_source(*functions: Callable[..., Any]) -> None:
-    """Show the library's own source of functions or classes, highlighted by the page."""
+    """Show the library's own source of functions or classes, highlighted by the page.
+
+    Examples:
+        >>> lab.show_source(lab.accuracy)
+        def accuracy(logits: ...
+    """
     from IPython.display import display
 
     for function in functions:

@@ -20,6 +20,11 @@ def record(frame: pd.DataFrame, name: str = "results") -> None:
 
     Raises:
         ValueError: if two columns have the same name.
+
+    Examples:
+        >>> import pandas as pd
+        >>> lab.record(pd.DataFrame({"seed": [0, 1], "accuracy": [81.0, 82.5]}))
+        results: 2 rows of seed, accuracy, kept with this run
     """
     from IPython.display import display
 

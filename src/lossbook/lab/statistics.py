@@ -11,7 +11,13 @@ __all__ = ["Interval", "best_setting", "equivalence", "mean_interval", "paired"]
 
 
 class Interval(NamedTuple):
-    """A mean with its confidence limits and the number of values behind it."""
+    """A mean with its confidence limits and the number of values behind it.
+
+    Examples:
+        >>> interval = lab.mean_interval([1.0, 2.0, 3.0])
+        >>> round(interval.low, 2), interval.effect, round(interval.high, 2), interval.n
+        (-0.48, 2.0, 4.48, 3)
+    """
 
     effect: float
     low: float
@@ -24,6 +30,11 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
 
     Raises:
         ValueError: if there is no value or one is not finite.
+
+    Examples:
+        >>> interval = lab.mean_interval([0.8, 1.1, 0.9, 1.2])
+        >>> [round(limit, 3) for limit in interval]
+        [1.0, 0.709, 1.291, 4]
     """
     values = np.asarray(values, float)
     if values.ndim != 1 or not values.size:
@@ -44,6 +55,11 @@ def equivalence(values: Sequence[float], margin: float) -> float:
 
     Source:
         Schuirmann (1987), Journal of Pharmacokinetics and Biopharmaceutics 15.
+
+    Examples:
+        >>> gains = [0.1, -0.1, 0.2, 0.0]
+        >>> [lab.equivalence(gains, margin) < 0.025 for margin in (0.1, 1.0)]
+        [False, True]
     """
     if not margin > 0:
         raise ValueError(f"margin: expected a positive number, got {margin}")
@@ -72,6 +88,12 @@ def paired(
 
     Raises:
         ValueError: if a condition is missing, or the two do not have one row for each of the same seeds.
+
+    Examples:
+        >>> import pandas as pd
+        >>> runs = {"method": ["new", "old"] * 2, "seed": [0, 0, 1, 1], "score": [82, 80, 81, 80]}
+        >>> lab.paired(pd.DataFrame(runs), "score", "new", "old").tolist()
+        [2, 1]
     """
     sides = []
     for value in (treatment, control):
@@ -94,6 +116,12 @@ def best_setting(frame: pd.DataFrame, score: str, *, over: Sequence[str], per: s
         score: a column measured on validation data.
         over: the columns tuned. A missing value is a setting like any other.
         per: each value of this column is tuned by itself.
+
+    Examples:
+        >>> import pandas as pd
+        >>> runs = {"method": "new", "temperature": [0.1, 0.1, 0.5, 0.5], "score": [70, 72, 75, 74]}
+        >>> lab.best_setting(pd.DataFrame(runs), "score", over=["temperature"])["score"].tolist()
+        [75, 74]
     """
     kept = []
     for _, rows in frame.groupby(per, sort=False):

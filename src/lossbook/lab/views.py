@@ -17,6 +17,12 @@ def shifted(images: Float[Tensor, "n c h w"], offsets: Int[Tensor, "n 2"], reach
     Args:
         offsets: rows and columns to move down and right, between `-reach` and `reach`.
         reach: the largest move.
+
+    Examples:
+        >>> image = torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]])
+        >>> augmentations.shifted(image, torch.tensor([[1, 0]]), reach=1)
+        tensor([[[[0., 0.],
+                  [1., 2.]]]])
     """
     height, width = images.shape[-2:]
     padded = F.pad(images, (reach, reach, reach, reach))
@@ -33,6 +39,11 @@ def permuted(signals: Float[Tensor, "n c l"], ranks: Float[Tensor, "n s"]) -> Fl
 
     Args:
         ranks: distinct numbers; the segment with the smallest comes first.
+
+    Examples:
+        >>> signal = torch.arange(6.0).reshape(1, 1, 6)
+        >>> augmentations.permuted(signal, torch.tensor([[0.9, 0.1, 0.5]]))
+        tensor([[[2., 3., 4., 5., 0., 1.]]])
     """
     length, segments = signals.shape[-1], ranks.shape[-1]
     place = torch.arange(length, device=signals.device)
@@ -68,6 +79,12 @@ class Views(_Drawn):
         noise: standard deviation of the noise.
         drop: share of pixels set to zero.
         number: None for two views, `first` and `second`; else how many, stacked in `views`.
+
+    Examples:
+        >>> views = augmentations.Views(shape=(4, 1, 8, 8), shift=2)
+        >>> seen = views.once(torch.ones(6, 1, 8, 8), torch.Generator().manual_seed(0))
+        >>> seen["first"].shape, bool((seen["first"] != seen["second"]).any())
+        (torch.Size([6, 1, 8, 8]), True)
     """
 
     shape: tuple[int, int, int, int]
@@ -105,6 +122,12 @@ class SignalViews(_Drawn):
         scale: standard deviation of the factor on a channel, whose mean is 1.
         noise: standard deviation of the noise, in every sample anew.
         number: None for two views, `first` and `second`; else how many, stacked in `views`.
+
+    Examples:
+        >>> views = augmentations.SignalViews(shape=(4, 1, 100), segments=5, number=3)
+        >>> seen = views.once(torch.ones(4, 1, 100), torch.Generator().manual_seed(0))
+        >>> seen["views"].shape
+        torch.Size([3, 4, 1, 100])
     """
 
     shape: tuple[int, int, int]

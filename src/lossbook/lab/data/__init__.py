@@ -27,7 +27,15 @@ SHIPPED = Path(__file__).parent
 
 
 class DataError(RuntimeError):
-    """A data set that cannot be had: which file, what is wrong with it, what to do."""
+    """A data set that cannot be had: which file, what is wrong with it, what to do.
+
+    Examples:
+        >>> try:
+        ...     print(len(lab.load("digits")))
+        ... except data.DataError as error:
+        ...     print("missing or damaged:", error)
+        1078
+    """
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,11 @@ class Dataset:
             with mean 0 and standard deviation 1.
         targets: class numbers `(n,)`.
         classes: name of each class number.
+
+    Examples:
+        >>> digits = lab.load("digits")
+        >>> digits.inputs.shape, len(digits.classes), digits.licence
+        (torch.Size([1078, 1, 8, 8]), 10, 'CC BY 4.0 (UCI); shipped by scikit-learn')
     """
 
     name: str
@@ -69,6 +82,11 @@ def load(name: str, *, split: Split = "train", full: bool = False) -> Dataset:
     Raises:
         ValueError: for a name or split that does not exist, or a set of which nothing ships if `full` is not set.
         DataError: if a file is missing, damaged or cannot be fetched.
+
+    Examples:
+        >>> digits = lab.load("digits", split="validation")
+        >>> digits.inputs.shape, digits.targets.bincount().tolist()
+        (torch.Size([359, 1, 8, 8]), [36, 36, 36, 36, 36, 36, 36, 36, 35, 36])
     """
     if name not in _SETS:
         near = get_close_matches(name, _SETS, n=1)

@@ -23,6 +23,11 @@ class Pairs:
         passage_texts: as `query_texts`.
         paths: of each pair its place in a tree, the numbers of the nodes from the root down, then zeros: see
             `path_similarity`.
+
+    Examples:
+        >>> pairs = corpora.load_pairs(split="validation")
+        >>> pairs.queries.shape, pairs.passage_texts[0]
+        (torch.Size([500, 384]), 'adverse witness, hostile witness (witness)')
     """
 
     name: str
@@ -53,6 +58,12 @@ def load_pairs(name: str = "wordnet", *, split: Split = "train") -> Pairs:
     Raises:
         ValueError: for a name or split that does not exist.
         DataError: if the file is missing or damaged.
+
+    Examples:
+        >>> pairs = corpora.load_pairs("wordnet", split="validation")
+        >>> cosines = pairs.queries @ pairs.passages.T
+        >>> bool(cosines.diagonal().mean() > cosines.mean())
+        True
     """
     if name != "wordnet":
         raise ValueError(f"name: no set of pairs {name!r}, expected 'wordnet'")
@@ -81,6 +92,11 @@ class Text:
 
     Attributes:
         text: one paragraph a line, ASCII.
+
+    Examples:
+        >>> text = corpora.load_text("melville", split="test")
+        >>> text.source, len(text) == len(text.text)
+        ('Herman Melville, Moby Dick (1851)', True)
     """
 
     name: str
@@ -106,6 +122,11 @@ def load_text(name: str = "austen", *, split: Split = "train") -> Text:
     Raises:
         ValueError: for a name or split that does not exist.
         DataError: if the file is missing or damaged.
+
+    Examples:
+        >>> text = corpora.load_text("austen", split="test")
+        >>> [len(line.split()) for line in text.text.splitlines()[:3]]
+        [146, 111, 135]
     """
     if name not in _TEXTS:
         raise ValueError(f"name: no text {name!r}, expected one of {sorted(_TEXTS)}")
@@ -130,6 +151,11 @@ def path_similarity(paths: Int[Tensor, "n depth"], others: Int[Tensor, "m depth"
 
     Args:
         paths, others: numbers of the nodes from the root down, then zeros; all from the same root.
+
+    Examples:
+        >>> paths = torch.tensor([[1, 2, 0], [1, 2, 5], [1, 3, 0]])  # a node, a child, a sibling
+        >>> corpora.path_similarity(paths[:1], paths).round(decimals=3)
+        tensor([[1.0000, 0.5000, 0.3330]])
     """
     shared = paths.new_zeros(len(paths), len(others))
     still = torch.ones_like(shared, dtype=torch.bool)
