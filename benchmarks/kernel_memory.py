@@ -13,8 +13,8 @@ from pathlib import Path
 
 import psutil
 
-from lossbook.press import warm
-from lossbook.press.kernels import Kernel
+from lossbook.press.runs import forked
+from lossbook.press.runs.kernels import Kernel
 
 CODE = """
 import matplotlib.pyplot as plt, pandas, seaborn, torch
@@ -57,11 +57,11 @@ def main() -> None:
     parser.add_argument("--kernels", type=int, default=10)
     options = parser.parse_args()
     ordinary = asyncio.run(measured(options.kernels, False))
-    warm.start()
-    forked = asyncio.run(measured(options.kernels, True))
+    forked.start()
+    warm = asyncio.run(measured(options.kernels, True))
     print(f"{options.kernels} ordinary kernels: {ordinary / 2**20:.0f} MiB")
-    print(f"{options.kernels} warm kernels and the process they fork from: {forked / 2**20:.0f} MiB")
-    print(f"warm kernels take 1/{ordinary / forked:.1f} of the memory of ordinary ones")
+    print(f"{options.kernels} warm kernels and the process they fork from: {warm / 2**20:.0f} MiB")
+    print(f"warm kernels take 1/{ordinary / warm:.1f} of the memory of ordinary ones")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import made_up
+import synthetic
 from rich.console import Console
 
-from lossbook.press import engine, runs
-from lossbook.press.parameters import Parameters
 from lossbook.press.project import Project
+from lossbook.press.runs import engine, notebooks
+from lossbook.press.runs.parameters import Parameters
 
 
 def main() -> None:
@@ -25,16 +25,16 @@ def main() -> None:
     parser.add_argument("--notebooks", type=int, default=10)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        project = Project.find(made_up.project(Path(folder, "project"), 1))
+        project = Project.find(synthetic.project(Path(folder, "project"), 1))
         paper = project.paper("trivial_0")
-        notebook = runs.read_script(paper)
+        notebook = notebooks.read_script(paper)
         parameters = Parameters(paper, notebook)
 
         def build(seeds) -> list[engine.Outcome]:
             wanted = [engine.Request(paper, notebook, parameters.settings(given=[f"seed={seed}"])) for seed in seeds]
             plans = engine.plan(project, wanted)
             outcomes = engine.carry_out(project, plans, engine.Options(jobs=1), Console(quiet=True))
-            assert all(outcome.ran and not runs.failure_of(outcome.executed) for outcome in outcomes)
+            assert all(outcome.ran and not notebooks.failure_of(outcome.executed) for outcome in outcomes)
             return outcomes
 
         started = time.perf_counter()

@@ -13,25 +13,25 @@ import tempfile
 import time
 from pathlib import Path
 
-import made_up
+import synthetic
 
 RUN = """
 import sys
 from pathlib import Path
 from rich.console import Console
-from lossbook.press import engine, runs
-from lossbook.press.parameters import Parameters
+from lossbook.press.runs import engine, notebooks
+from lossbook.press.runs.parameters import Parameters
 from lossbook.press.project import Project
 
 if __name__ == "__main__":
     project = Project.find(Path(sys.argv[1]), Path(sys.argv[2]))
     requests = []
     for paper in project.papers.values():
-        notebook = runs.read_script(paper)
+        notebook = notebooks.read_script(paper)
         requests.append(engine.Request(paper, notebook, Parameters(paper, notebook).settings()))
     plans = engine.plan(project, requests)
     outcomes = engine.carry_out(project, plans, engine.Options(jobs=int(sys.argv[3])), Console(quiet=True))
-    assert not any(runs.failure_of(outcome.executed) for outcome in outcomes)
+    assert not any(notebooks.failure_of(outcome.executed) for outcome in outcomes)
 """
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--without-jupyter-book", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        root = made_up.project(Path(folder, "project"), options.notebooks)
+        root = synthetic.project(Path(folder, "project"), options.notebooks)
         script = Path(folder, "run.py")
         script.write_text(RUN)
         times = {}

@@ -13,34 +13,34 @@ import tempfile
 import time
 from pathlib import Path
 
-import made_up
+import synthetic
 
-from lossbook.press import engine, runs
-from lossbook.press.parameters import Parameters
 from lossbook.press.project import Project
+from lossbook.press.runs import engine, notebooks
+from lossbook.press.runs.parameters import Parameters
 
 
 def planned(project: Project) -> list[engine.Plan]:
     requests = []
     for paper in project.papers.values():
-        notebook = runs.read_script(paper)
+        notebook = notebooks.read_script(paper)
         requests.append(engine.Request(paper, notebook, Parameters(paper, notebook).settings()))
     return engine.plan(project, requests)
 
 
 def main() -> None:
     times = {}
-    for notebooks in (2, 120):
+    for number in (2, 120):
         with tempfile.TemporaryDirectory() as folder:
-            root = made_up.project(Path(folder, "project"), notebooks)
+            root = synthetic.project(Path(folder, "project"), number)
             for plan in planned(Project.find(root)):
                 request = plan.request
-                executed = runs.lost(request.paper, request.notebook, request.settings, "", "")
+                executed = notebooks.lost(request.paper, request.notebook, request.settings, "", "")
                 run = executed.metadata["lossbook"]["run"]
                 run["status"] = "finished"
                 del run["failure"]
                 run["key"] = dict(plan.key.parts)
-                runs.write(plan.path, executed)
+                notebooks.write(plan.path, executed)
             assert all(plan.reason is None for plan in planned(Project.find(root)))
             inside, whole = [], []
             for _ in range(5):
@@ -51,9 +51,9 @@ def main() -> None:
                 command = [sys.executable, "-m", "lossbook.press", "--root", str(root), "build", "--explain"]
                 subprocess.run(command, check=True, capture_output=True)
                 whole.append(time.perf_counter() - started)
-            times[notebooks] = statistics.median(inside)
+            times[number] = statistics.median(inside)
             print(
-                f"{notebooks} notebooks: planning {times[notebooks]:.2f} s, "
+                f"{number} notebooks: planning {times[number]:.2f} s, "
                 f"`lossbook build --explain` in all {statistics.median(whole):.2f} s"
             )
     print(f"planning 120 notebooks takes {times[120] / times[2]:.1f} times as long as planning 2")

@@ -29,9 +29,9 @@ import yaml
 from nbformat import NotebookNode
 from playwright.sync_api import Browser, sync_playwright
 
+from lossbook.press.cli.console import show, table
 from lossbook.press.project import Project
-from lossbook.press.server import server
-from lossbook.press.shown import show, table
+from lossbook.press.site.server import server
 
 ROOT = Path(__file__).parents[1]
 # What a build of the book reads.

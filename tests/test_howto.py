@@ -13,15 +13,15 @@ import torch
 import typer
 
 from lossbook import methods
-from lossbook.press import runs, sweeps
-from lossbook.press.commands_more import app
+from lossbook.press.cli.main import application
 from lossbook.press.errors import Refused
-from lossbook.press.parameters import Parameters
 from lossbook.press.project import DEFAULT_PROFILE, Project
+from lossbook.press.runs import grids, notebooks
+from lossbook.press.runs.parameters import Parameters
 
 ROOT = Path(__file__).parents[1]
 PROJECT = Project.find(ROOT, None)
-COMMANDS = typer.main.get_command(app).commands
+COMMANDS = typer.main.get_command(application()).commands
 FILES = [*sorted((ROOT / "book").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
 # A block to run is opened by its language alone; one only to be shown by {code-block}.
@@ -72,7 +72,7 @@ def understand(words: list[str]) -> None:
     for slug in [*filter(None, [given.get("slug")]), *(given.get("only") or ())]:
         profile, values = given.get("profile", DEFAULT_PROFILE), given.get("parameters") or ()
         if name == "sweep":
-            sweeps.grid(parameters(slug), profile, values, given["zipped"] or ())
+            grids.grid(parameters(slug), profile, values, given["zipped"] or ())
         else:
             parameters(slug).settings(profile, values)
 
@@ -80,7 +80,7 @@ def understand(words: list[str]) -> None:
 @cache
 def parameters(slug: str) -> Parameters:
     paper = PROJECT.paper(slug)
-    return Parameters(paper, runs.read_script(paper))
+    return Parameters(paper, notebooks.read_script(paper))
 
 
 CALLS = sorted({(name, shlex.join(words)) for name, text in PAGES.items() for words in commands(text)})

@@ -113,9 +113,9 @@ def tiny(tmp_path: Path) -> Tiny:
 
 # The command, with everything but the rendering of the site, which takes longer than all the rest.
 SWIFT = """
-from lossbook.press import site
-site.render = lambda project, source: None
-from lossbook.press.cli import main
+from lossbook.press.site import render
+render.render = lambda project, source: None
+from lossbook.press.cli.main import main
 main()
 """
 

@@ -15,7 +15,7 @@ def test_listing_is_fast_and_loads_nothing_heavy(tiny):
     tiny.notebook("paper")
     code = (
         "import sys; sys.argv = ['lossbook', 'list']\n"
-        "from lossbook.press.cli import main\n"
+        "from lossbook.press.cli.main import main\n"
         "try: main()\n"
         "finally: print(sorted({'torch', 'papermill', 'sphinx', 'jupytext', 'pandas'} & set(sys.modules)))"
     )
@@ -31,7 +31,7 @@ def test_no_command_loads_torch(tiny):
     tiny.notebook("paper")
     code = (
         "import sys; sys.argv = ['lossbook', 'run', 'paper']\n"
-        "from lossbook.press.cli import main\n"
+        "from lossbook.press.cli.main import main\n"
         "try: main()\n"
         "finally: print('torch' in sys.modules)"
     )
@@ -102,7 +102,7 @@ def test_without_the_extra_the_message_says_what_to_install(tiny, module):
     tiny.notebook("paper")
     code = (
         f"import sys; sys.modules[{module!r}] = None; sys.argv = ['lossbook', 'run', 'paper']\n"
-        "from lossbook.press.cli import main\nmain()"
+        "from lossbook.press.cli.main import main\nmain()"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tiny.root, capture_output=True, text=True)
     assert done.returncode == 1 and "lossbook[book]" in done.stderr and "Traceback" not in done.stderr

@@ -7,11 +7,11 @@ import time
 import pytest
 from rich.console import Console
 
-from lossbook.press import engine, guard, runs
 from lossbook.press.errors import Refused
-from lossbook.press.parameters import Parameters
 from lossbook.press.progress import Board
 from lossbook.press.project import Project
+from lossbook.press.runs import engine, limits, notebooks
+from lossbook.press.runs.parameters import Parameters
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def silent():
 
 def request(project, slug, *given):
     paper = project.paper(slug)
-    script = runs.read_script(paper)
+    script = notebooks.read_script(paper)
     return engine.Request(paper, script, Parameters(paper, script).settings("quick", given))
 
 
 def executed(each, failure=""):
     """What a run of it could have given."""
-    made = runs.lost(each.request.paper, each.request.notebook, each.request.settings, failure, "")
+    made = notebooks.lost(each.request.paper, each.request.notebook, each.request.settings, failure, "")
     run = made.metadata["lossbook"]["run"]
     if not failure:
         run["status"] = "finished"
@@ -78,7 +78,7 @@ def test_a_failed_run_is_kept_apart_until_it_succeeds(tiny, project, silent, ran
     (plan,) = plans = engine.plan(project, [request(project, "bad")])
     assert plan.reason == "it was never run"
     (outcome,) = engine.carry_out(project, plans, engine.Options(), silent)
-    assert runs.failure_of(outcome.executed).error == "broken"
+    assert notebooks.failure_of(outcome.executed).error == "broken"
     assert engine.failed(plan.path).is_file() and not plan.path.exists()
     (plan,) = plans = engine.plan(project, [request(project, "bad")])
     assert plan.reason == "it failed the last time"
@@ -143,16 +143,16 @@ class Starting:
 
 
 @pytest.mark.parametrize(
-    ("limits", "words"),
+    ("given", "words"),
     [
-        (guard.Limits(timeout=0.1), "its limit of 0.1 s"),
-        (guard.Limits(memory=1), "its limit of memory"),
-        (guard.Limits(unwanted=lambda: "nobody wants it"), "nobody wants it"),
+        (limits.Limits(timeout=0.1), "its limit of 0.1 s"),
+        (limits.Limits(memory=1), "its limit of memory"),
+        (limits.Limits(unwanted=lambda: "nobody wants it"), "nobody wants it"),
     ],
 )
-def test_a_guard_ends_even_a_kernel_that_is_only_starting(limits, words):
+def test_a_guard_ends_even_a_kernel_that_is_only_starting(given, words):
     kernel = Starting()
-    watching = guard.Guard([kernel], limits)
+    watching = limits.Guard([kernel], given)
     assert kernel.killed.wait(5) and words in watching.reason
     watching.dismiss()
 

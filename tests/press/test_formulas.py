@@ -7,8 +7,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from lossbook.press import formulas
-from lossbook.press.formulas import FormulaError, render
+from lossbook.press.extensions import formulas
+from lossbook.press.extensions.formulas import FormulaError, render
 
 MATHML = "{http://www.w3.org/1998/Math/MathML}"
 ALIGNED = r"\begin{aligned} a &= \operatorname{ReLU}(b) \\ &\ge 0 \end{aligned}"
@@ -116,7 +116,7 @@ def test_a_forked_process_renders_too():
 
 
 def test_a_process_that_rendered_ends():
-    code = "from lossbook.press.formulas import render; print(render('x', True))"
+    code = "from lossbook.press.extensions.formulas import render; print(render('x', True))"
     for _ in range(4):
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and done.stdout.startswith("<mjx-container"), done.stderr
@@ -133,7 +133,7 @@ def test_the_style_sheet_has_every_glyph_and_its_fonts_are_there():
 
 
 CONFIG = """
-extensions = ["myst_parser", "lossbook.press.formulas"]
+extensions = ["myst_parser", "lossbook.press.extensions.formulas"]
 myst_enable_extensions = ["amsmath", "dollarmath"]
 html_math_renderer = "formulas"
 math_eqref_format = "({number})"
@@ -250,7 +250,7 @@ def test_a_broken_formula_is_a_warning_with_its_place(tmp_path):
 
 def test_punctuation_stays_with_its_formula(tmp_path):
     (tmp_path / "conf.py").write_text(
-        "extensions = ['myst_parser', 'lossbook.press.formulas']\n"
+        "extensions = ['myst_parser', 'lossbook.press.extensions.formulas']\n"
         "myst_enable_extensions = ['dollarmath']\nhtml_math_renderer = 'formulas'\n"
     )
     (tmp_path / "index.md").write_text("# T\n\nAn ($a$), the $b$, $c$-th and $d$ alone; $e$. $f$\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from nbformat.v4 import new_notebook
 
-from lossbook.press.pages import front, gallery, roadmap, shelf
+from lossbook.press.pages import catalogue, front_page, gallery, roadmap
 from lossbook.press.pages.model import Figure, Page
 from lossbook.press.project import Paper, Project
 
@@ -77,8 +77,8 @@ def test_an_empty_book(tmp_path):
     assert "No paper has a page yet" in text and "<form" not in text
     text = written(roadmap, empty, [], "roadmap")
     assert "0 papers; 0 have a page" in text and "<table" not in text
-    assert front.picture(empty, []) == ""
-    assert "0 papers" in front.score(empty, []) and " of " not in front.score(empty, [])
+    assert front_page.picture(empty, []) == ""
+    assert "0 papers" in front_page.score(empty, []) and " of " not in front_page.score(empty, [])
 
 
 def test_a_book_of_plans_alone(tmp_path):
@@ -87,7 +87,7 @@ def test_a_book_of_plans_alone(tmp_path):
     assert "2 papers; 0 have a page" in text and text.count("planned</td>") == 2
     assert "https://arxiv.org/abs/2001.00001" in text and "<span>2020</span>" in text
     assert "href='https://github.com/x/y'" in text and "</a> (JAX)" in text
-    tiles = Read(front.picture(plans, []))
+    tiles = Read(front_page.picture(plans, []))
     # The last is in the legend.
     assert len(tiles.all("i", "lossbook-tile")) == 3 and tiles.all("a", "lossbook-tile") == []
     assert "0 of 2" in tiles.text
@@ -105,7 +105,7 @@ def test_markup_in_titles_stays_text(tmp_path):
     assert card.all("b") == [] and card.text.count(BAD) == 4
     text = Read(written(roadmap, book, [bad], "roadmap"))
     assert text.all("b") == [] and text.text.count(BAD) == 2
-    picture = Read(front.picture(book, [bad]))
+    picture = Read(front_page.picture(book, [bad]))
     assert picture.all("b") == []
     assert picture.all("a", "lossbook-tile")[0]["aria-label"] == f"{BAD}: no claims"
 
@@ -137,21 +137,21 @@ def test_verdicts_are_counted(tmp_path):
     found = [entry("claim", v) for v in ("supported", "contradicted", "supported", "inconclusive")]
     found += [entry("check", v) for v in ("verified", "failed", "verified")]
     judged = page(entries=tuple(found))
-    text = Read(shelf.verdicts(judged)).text
+    text = Read(catalogue.verdicts(judged)).text
     assert text == "Claims ✓ 2 supported ✗ 1 contradicted ? 1 inconclusiveChecks ✓ 2 verified ✗ 1 failed"
     card = Read(written(gallery, project(tmp_path), [judged], "gallery")).all("li", "lossbook-card")[0]
     assert card["data-verdicts"] == "supported contradicted inconclusive"
-    tile = front.picture(Project(tmp_path, tmp_path), [judged])
+    tile = front_page.picture(Project(tmp_path, tmp_path), [judged])
     assert "A title: 2 supported, 1 contradicted, 1 inconclusive" in tile
     # One more of each is in the legend.
-    assert [tile.count(f"lossbook-mark lossbook-{verdict}") for verdict in shelf.CLAIMS] == [3, 2, 2]
+    assert [tile.count(f"lossbook-mark lossbook-{verdict}") for verdict in catalogue.CLAIMS] == [3, 2, 2]
 
 
 def test_a_run_that_failed_says_so(tmp_path):
     book, failed = project(tmp_path), page(failed=True)
     assert "run not finished" in written(gallery, book, [failed], "gallery")
     assert "run not finished" in written(roadmap, book, [failed], "roadmap")
-    assert "A title: run not finished" in front.picture(book, [failed])
+    assert "A title: run not finished" in front_page.picture(book, [failed])
 
 
 def test_parts_keep_the_order_of_the_book(tmp_path):
@@ -159,7 +159,7 @@ def test_parts_keep_the_order_of_the_book(tmp_path):
         tmp_path, "b,later,Later,,2020,,,\na,planned,Planned,,2020,,,\n", "b: Part B\na: Part A\nempty: None\n"
     )
     pages = [page("extra", "c"), page("done", "a"), page("a", "a", heading="About A")]
-    found = shelf.parts(book, pages)
+    found = catalogue.parts(book, pages)
     assert [(part.title, [item.slug for item in part.items], part.done) for part in found] == [
         ("Part B", ["later"], 0),
         ("Part A", ["done", "planned"], 1),
@@ -202,13 +202,13 @@ def test_recorded_runs_and_the_library_are_linked(tmp_path):
 
 @pytest.mark.parametrize("number", [1, 2, 5, 9, 10, 17])
 def test_marks_stay_within_their_square(tmp_path, number):
-    claims = tuple(entry("claim", shelf.CLAIMS[i % 3]) for i in range(number))
-    tiles = front.picture(project(tmp_path), [page(entries=claims)]).split("<figcaption")[0]
+    claims = tuple(entry("claim", catalogue.CLAIMS[i % 3]) for i in range(number))
+    tiles = front_page.picture(project(tmp_path), [page(entries=claims)]).split("<figcaption")[0]
     places = re.findall(r"translate\(([\d.]+) ([\d.]+)\) scale\(([\d.]+)\)", tiles)
     places = [tuple(map(float, place)) for place in places]
     assert len(places) == number
     # Strokes are half a mark's radius wide.
-    assert all(1.2 * radius <= min(x, y) and max(x, y) <= front.SIDE - 1.2 * radius for x, y, radius in places)
+    assert all(1.2 * radius <= min(x, y) and max(x, y) <= front_page.SIDE - 1.2 * radius for x, y, radius in places)
     for i, (x, y, radius) in enumerate(places):
         assert all(max(abs(x - u), abs(y - v)) > 2 * radius for u, v, _ in places[:i])
 
@@ -219,7 +219,7 @@ def test_places_in_hand_written_pages_are_filled(tmp_path):
     folder.mkdir()
     (folder / "intro.md").write_text("# A\n\n<!-- lossbook:score -->\n\n<!-- lossbook:picture -->\n")
     (folder / "other.md").write_text("# B\n")
-    front.write(book, [page()], folder)
+    front_page.write(book, [page()], folder)
     text = (folder / "intro.md").read_text()
     assert "<!--" not in text and "1 papers" not in text and "1 paper<" in text and "lossbook-map" in text
     assert (folder / "other.md").read_text() == "# B\n"

@@ -7,7 +7,7 @@ import sys
 import nbformat
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from lossbook.press.glossary import terms
+from lossbook.press.extensions.glossary import terms
 
 
 def test_symbols_and_everyday_words_are_left_alone():
@@ -20,7 +20,7 @@ def test_symbols_and_everyday_words_are_left_alone():
 
 def test_the_first_mention_is_linked(tmp_path):
     (tmp_path / "conf.py").write_text(
-        "extensions = ['myst_nb', 'lossbook.press.glossary']\nnb_execution_mode = 'off'\n"
+        "extensions = ['myst_nb', 'lossbook.press.extensions.glossary']\nnb_execution_mode = 'off'\n"
     )
     (tmp_path / "index.md").write_text(
         "# Book\n\nA softmax.\n\n```{toctree}\npaper\n```\n\n```{glossary}\nlinear probe\n  A layer.\n\nsoftmax\n  Shares.\n\nrun\n  One.\n```\n"

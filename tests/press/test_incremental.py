@@ -15,9 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pytest import MonkeyPatch
 from rich.console import Console
 
-from lossbook.press import engine, keys, runs
-from lossbook.press.parameters import Parameters
 from lossbook.press.project import Project
+from lossbook.press.runs import engine, keys, notebooks
+from lossbook.press.runs.parameters import Parameters
 
 SCRIPT = """\
 # %% [markdown]
@@ -76,7 +76,7 @@ class Editing(RuleBasedStateMachine):
         for each in pending:
             request = each.request
             self.ran.append(request.paper.slug)
-            notebook = runs.lost(request.paper, request.notebook, request.settings, "", "")
+            notebook = notebooks.lost(request.paper, request.notebook, request.settings, "", "")
             for cell in notebook.cells:
                 if cell.cell_type == "code":
                     cell.outputs = [nbformat.v4.new_output("stream", text=self.output(cell.source, request.settings))]
@@ -106,13 +106,13 @@ class Editing(RuleBasedStateMachine):
         project = Project(self.folder, self.folder / output)
         wanted = []
         for paper in project.papers.values():
-            script = runs.read_script(paper)
+            script = notebooks.read_script(paper)
             wanted.append(engine.Request(paper, script, Parameters(paper, script).settings()))
         self.ran.clear()
         console = Console(quiet=True)
         book = {}
         for outcome in engine.carry_out(project, engine.plan(project, wanted), engine.Options(jobs=1), console):
-            shown = runs.with_text(outcome.executed, outcome.request.notebook)
+            shown = notebooks.with_text(outcome.executed, outcome.request.notebook)
             for name in ("started", "seconds"):
                 shown.metadata["lossbook"]["run"].pop(name)
             book[outcome.request.paper.slug] = json.loads(nbformat.writes(shown))

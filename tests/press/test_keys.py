@@ -7,10 +7,10 @@ from pathlib import Path
 import jupytext
 import pytest
 
-from lossbook.press import keys, machine
-from lossbook.press.keys import Key, Keys
-from lossbook.press.parameters import Settings
 from lossbook.press.project import Project
+from lossbook.press.runs import keys
+from lossbook.press.runs.keys import Key, Keys
+from lossbook.press.runs.parameters import Settings
 
 METHOD = "lossbook.methods.contrastive.temperature_free_infonce"
 COMMON = "lossbook.methods.contrastive.common"
@@ -215,7 +215,7 @@ def test_the_command_says_why(tiny, tmp_path):
     shutil.copytree(keys._package(), copy, ignore=shutil.ignore_patterns("__pycache__"))
     tiny.program = (
         "-c",
-        "from lossbook.press import site\nsite.render = lambda *a: None\nfrom lossbook.press.cli import main\nmain()",
+        "from lossbook.press.site import render\nrender.render = lambda *a: None\nfrom lossbook.press.cli.main import main\nmain()",
     )
     tiny.notebook("reaches", f"from {OTHER} import *\n")
     tiny.notebook("does_not", "x = 1\n")

@@ -3,8 +3,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from lossbook.press import links
 from lossbook.press.errors import PressError
+from lossbook.press.site import links
 
 
 class Elsewhere(BaseHTTPRequestHandler):

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from lossbook.press.errors import Refused
-from lossbook.press.parameters import Parameters
 from lossbook.press.project import Paper
-from lossbook.press.runs import read_script
+from lossbook.press.runs.notebooks import read_script
+from lossbook.press.runs.parameters import Parameters
 
 
 def parameters(tiny, header: str = "") -> Parameters:

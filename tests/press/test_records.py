@@ -6,9 +6,11 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from lossbook.press import compare, records, runs
 from lossbook.press.errors import PressError
+from lossbook.press.findings import compare, records
+from lossbook.press.pages.recorded import section
 from lossbook.press.project import Project
+from lossbook.press.runs import notebooks
 
 RECORD = """
 table = {"name": "results", "columns": ["method", "accuracy"], "data": [["ours", 0.1 + 0.2], ["theirs", None]]}
@@ -39,7 +41,9 @@ def recorded(make_tiny, entries_code):
     tiny.run("sweep", "paper", "--profile", "smoke", "-p", "rate=0.001,0.9")
     tiny.first = tiny.run("record", "paper", "--profile", "smoke", "-p", "rate=0.001")
     tiny.project = Project.find(tiny.root)
-    tiny.again = records.record(tiny.project, tiny.root / "_build" / "again", runs.read(stored(tiny, "rate=0.001")))
+    tiny.again = records.record(
+        tiny.project, tiny.root / "_build" / "again", notebooks.read(stored(tiny, "rate=0.001"))
+    )
     (tiny.root / "new.txt").write_text("changed")
     tiny.second = tiny.run("record", "paper", "--profile", "smoke", "-p", "rate=0.9")
     return tiny
@@ -92,7 +96,7 @@ def test_a_stored_run_is_recorded_without_running_and_replaces_the_whole(recorde
 
 
 def test_a_record_that_cannot_be_written_leaves_the_old_one(recorded, monkeypatch, tmp_path):
-    executed = runs.read(stored(recorded, "rate=0.9"))
+    executed = notebooks.read(stored(recorded, "rate=0.9"))
     folder = tmp_path / "records" / "one"
     records.record(recorded.project, folder, executed)
     before = (folder / "run.json").read_text()
@@ -118,14 +122,14 @@ def test_a_run_that_fails_is_not_recorded(tiny):
 
 def test_a_record_needs_no_git(recorded, tmp_path):
     made = records.record(
-        Project(tmp_path, tmp_path), tmp_path / "records" / "x", runs.read(stored(recorded, "rate=0.9"))
+        Project(tmp_path, tmp_path), tmp_path / "records" / "x", notebooks.read(stored(recorded, "rate=0.9"))
     )
     assert made.commit == "" and json.loads((made.folder / "run.json").read_text())["commit"] is None
 
 
 def test_the_section_shows_recorded_runs_beside_the_fresh_one(recorded):
-    paper, fresh = recorded.project.paper("paper"), runs.read(stored(recorded, "rate=0.9"))
-    text = records.section(recorded.project, paper, fresh)
+    paper, fresh = recorded.project.paper("paper"), notebooks.read(stored(recorded, "rate=0.9"))
+    text = section(recorded.project, paper, fresh)
     heading, _, rest = text.partition("\n\n")
     assert heading == "## Recorded runs"
     table = ET.fromstring(rest.partition("\n\n")[2].replace("<br>", "<br/>"))
@@ -148,12 +152,12 @@ def test_the_section_shows_recorded_runs_beside_the_fresh_one(recorded):
 def test_without_records_there_is_no_section_and_a_damaged_one_is_named(recorded, tiny):
     tiny.notebook("paper")
     project = Project.find(tiny.root)
-    fresh = runs.read(stored(recorded, "rate=0.9"))
-    assert records.section(project, project.paper("paper"), fresh) == ""
+    fresh = notebooks.read(stored(recorded, "rate=0.9"))
+    assert section(project, project.paper("paper"), fresh) == ""
     for name, text in [("a", "{"), ("b", "[]"), ("c", '{"slug": 1}')]:
         (tiny.root / "records" / "paper" / name).mkdir(parents=True)
         (tiny.root / "records" / "paper" / name / "run.json").write_text(text)
-    assert "`a`, `b`, `c`" in records.section(project, project.paper("paper"), fresh)
+    assert "`a`, `b`, `c`" in section(project, project.paper("paper"), fresh)
     with pytest.raises(PressError, match="damaged"):
         records.of(project, "paper")
 

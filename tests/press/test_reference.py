@@ -11,15 +11,18 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+import typer.main
 import yaml
 from sphinx.util.inventory import InventoryFile
 
-from lossbook.press import docstrings
+from lossbook.press.cli.main import application
 from lossbook.press.errors import PressError
-from lossbook.press.pages import reference
+from lossbook.press.extensions import docstrings
+from lossbook.press.pages import command_line, reference
 from lossbook.press.project import Project
 
 ROOT = Path(__file__).parents[2]
+COMMANDS = typer.main.get_command(application())
 INVENTORIES = ROOT / "book" / "inventories"
 ADDED = '''"""Mimsy losses."""
 
@@ -102,6 +105,7 @@ class Tree:
         (self.source / "intro.md").write_text(f"# Intro\n\n{intro}\n")
         (self.source / "references.md").write_text("# Papers\n\n```{bibliography}\n:all:\n```\n")
         reference.write(self.project, [], self.source)
+        command_line.write(COMMANDS, self.source)
         chapters = [reference.chapter(self.project), {"file": "references"}]
         (self.source / "_toc.yml").write_text(
             yaml.safe_dump({"format": "jb-book", "root": "intro", "chapters": chapters})
@@ -210,12 +214,8 @@ def test_papers_are_cited(tree):
 
 @pytest.mark.slow
 def test_the_command_line_is_complete(tree):
-    import typer.main
-
-    from lossbook.press.commands_more import app
-
-    page, program = tree.page("api/cli"), typer.main.get_command(app)
-    for name, command in program.commands.items():
+    page = tree.page("api/cli")
+    for name, command in COMMANDS.commands.items():
         assert f">{name}<" in page and command.help.split("\n")[0].replace("'", "’") in page
         for each in command.params:
             if each.param_type_name == "option":
@@ -271,7 +271,7 @@ def test_a_project_without_the_library_has_its_commands(tmp_path):
     (tmp_path / "notebooks").mkdir()
     project = Project(tmp_path, tmp_path / "_build")
     reference.write(project, [], tmp_path / "made")
-    assert sorted(path.name for path in (tmp_path / "made" / "api").iterdir()) == ["cli.md", "index.md"]
+    assert sorted(path.name for path in (tmp_path / "made" / "api").iterdir()) == ["index.md"]
     assert reference.chapter(project) == {"file": "api/index", "sections": [{"file": "api/cli"}]}
 
 

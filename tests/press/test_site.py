@@ -14,9 +14,9 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lossbook.press import site
 from lossbook.press.errors import PressError
 from lossbook.press.project import Project
+from lossbook.press.site import render
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -25,9 +25,9 @@ METADATA = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
 RENDER = """
 import sys
 from pathlib import Path
-from lossbook.press import site
+from lossbook.press.site import render
 from lossbook.press.project import Project
-site.render(Project(Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3]))
+render.render(Project(Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3]))
 """
 
 
@@ -81,8 +81,8 @@ class Book:
 
     def render(self) -> tuple[set[str], set[str]]:
         """Render; returns which pages were read and which were written."""
-        site.render(self.project, self.source)
-        assert site.current(self.project, self.source)
+        render.render(self.project, self.source)
+        assert render.current(self.project, self.source)
         log = re.sub(r"\x1b\[[0-9;]*m", "", (self.project.output / "render.log").read_text())
         return tuple(
             set(re.findall(rf"{step}\.\.\. \[ *\d+%\] (\S+)", log)) for step in ("reading sources", "writing output")
@@ -93,7 +93,7 @@ class Book:
 
     def is_as_from_nothing(self) -> None:
         shutil.rmtree(self.fresh.output, ignore_errors=True)
-        site.render(self.fresh, self.source)
+        render.render(self.fresh, self.source)
         ours, theirs = (
             {str(path.relative_to(each.site)): path.read_bytes() for path in each.site.rglob("*") if path.is_file()}
             for each in (self.project, self.fresh)
@@ -161,7 +161,7 @@ def test_a_warning_does_not_pass_the_second_time(book):
     for _ in range(2):
         with pytest.raises(PressError, match=r"intro\.md.*two-sum"):
             book.render()
-        assert book.page("part/one") == before and not site.current(book.project, book.source)
+        assert book.page("part/one") == before and not render.current(book.project, book.source)
     book.replace("part/two.ipynb", "(two-total)", "(two-sum)")
     read, _ = book.render()
     assert "intro" in read
@@ -225,13 +225,13 @@ def test_sync_touches_only_what_differs(tmp_path):
     (source / "empty").mkdir()
     for name in ("same", "folder/other", "gone"):
         (source / name).write_text(name)
-    site.sync(source, target)
+    render.sync(source, target)
     for path in target.rglob("*"):
         os.utime(path, (1, 1))
     (source / "gone").unlink()
     (source / "folder/other").write_text("OTHER")
     (source / "new").write_text("")
-    site.sync(source, target)
+    render.sync(source, target)
     assert {str(path.relative_to(target)) for path in target.rglob("*")} == {
         "same",
         "folder",

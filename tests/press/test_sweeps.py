@@ -6,11 +6,12 @@ import xml.etree.ElementTree as ET
 import pandas as pd
 import pytest
 
-from lossbook.press import figures, sweeps, tables
 from lossbook.press.errors import PressError, Refused
-from lossbook.press.parameters import Parameters
+from lossbook.press.findings import figures, tables
 from lossbook.press.project import Project
-from lossbook.press.runs import read_script
+from lossbook.press.runs import grids
+from lossbook.press.runs.notebooks import read_script
+from lossbook.press.runs.parameters import Parameters
 
 # What a notebook of a sweep records: two methods, `seeds` rows of each.
 RECORD = """
@@ -28,7 +29,7 @@ entry(kind="claim", id="c2", statement="", criterion="", verdict="supported" if 
 def grid(tiny, *given, zipped=(), profile="quick"):
     tiny.notebook("paper")
     paper = Project.find(tiny.root).paper("paper")
-    return sweeps.grid(Parameters(paper, read_script(paper)), profile, given, zipped)
+    return grids.grid(Parameters(paper, read_script(paper)), profile, given, zipped)
 
 
 def given(tiny, *texts, **options):
@@ -53,7 +54,7 @@ def given(tiny, *texts, **options):
     ],
 )
 def test_commas_outside_brackets_and_quotes_part_values(text, parts):
-    assert sweeps.split(text) == parts
+    assert grids.split(text) == parts
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_the_interval_is_that_of_student():
 def test_figures_find_what_they_are_asked_for_and_load_no_torch():
     code = """
 import sys, pandas as pd
-from lossbook.press import figures
+from lossbook.press.findings import figures
 frame = pd.DataFrame({"table": "t", "run": list("abab"), "param.rate": [0.1, 10.0] * 2, "y": [1.0, 2.0, 3.0, 5.0]})
 svg = figures.draw(figures.find("t.y", frame, pd.DataFrame({"kind": [], "id": []})), "rate", label="step size")
 assert svg == figures.draw(figures.find("y", frame, pd.DataFrame({"kind": [], "id": []})), "rate", label="step size")
@@ -313,6 +314,6 @@ def test_the_estimate_counts_rounds(tiny):
         run = {"status": "finished", "profile": profile, "seconds": seconds}
         (folder / f"{name}.ipynb").write_text(json.dumps({"metadata": {"lossbook": {"run": run}}}))
     (folder / "damaged.ipynb").write_text("{")
-    words = sweeps.estimate(project, project.paper("paper"), "quick", 5, 2)
+    words = grids.estimate(project, project.paper("paper"), "quick", 5, 2)
     assert words.startswith("about 10 min: 5 runs of 3 min") and "2 earlier runs" in words
-    assert "nothing" in sweeps.estimate(project, project.paper("paper"), "quick", 0, 2)
+    assert "nothing" in grids.estimate(project, project.paper("paper"), "quick", 0, 2)

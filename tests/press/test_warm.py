@@ -78,7 +78,7 @@ def probed(make_tiny):
     tiny = make_tiny("warm")
     tiny.program = (
         "-c",
-        "from lossbook.press import site\nsite.render = lambda *a: None\nfrom lossbook.press.cli import main\nmain()",
+        "from lossbook.press.site import render\nrender.render = lambda *a: None\nfrom lossbook.press.cli.main import main\nmain()",
     )
     for slug in ("one", "two"):
         tiny.notebook(slug, PROBE)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lossbook.press.server import server
+from lossbook.press.site.server import server
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = os.environ.get("LOSSBOOK_CHROMIUM") or shutil.which("chromium") or "/usr/bin/chromium"

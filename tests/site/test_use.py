@@ -12,7 +12,7 @@ import nbformat
 import pandas
 import pytest
 
-from lossbook.press.server import server
+from lossbook.press.site.server import server
 
 # The site is built once, so whoever builds it looks at all of it.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]

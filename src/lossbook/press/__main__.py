@@ -1,5 +1,5 @@
 """`python -m lossbook.press` is the command `lossbook`."""
 
-from lossbook.press.cli import main
+from lossbook.press.cli.main import main
 
 main()

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+STATUSES = "Exit status 0: done; 1: something failed; 2: refused, nothing was started; 128 + n: stopped by signal n."
+
 
 class PressError(Exception):
     """Something failed; the text says what and where."""

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and a lock for one build at a time."""
+"""Files that are whole or absent, a lock for one build at a time, and times in words."""
 
 import contextlib
 import fcntl
@@ -51,3 +51,10 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,6 +1,5 @@
 """The source of the book: hand-written pages, executed notebooks with what the press adds, and pages made of them."""
 
-import importlib
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -10,36 +9,54 @@ from typing import Any
 import yaml
 from nbformat import NotebookNode
 
-from lossbook.press.pages import front, model, paper, reference
+from lossbook.press.pages import (
+    command_line,
+    front_page,
+    gallery,
+    library,
+    model,
+    paper,
+    reference,
+    roadmap,
+    scoreboard,
+)
 from lossbook.press.project import Paper, Project
 
-# The modules here that write pages of their own.
-WRITERS = ("gallery", "scoreboard", "reference", "roadmap")
+# They write pages of their own.
+WRITERS = (gallery, scoreboard, reference, roadmap)
 # Pages and folders of pages around the papers, by caption; those that do not exist are left out, and a page that is
 # named nowhere comes under the last.
 BEFORE = {"The book": ("reading", "gallery", "scoreboard", "roadmap")}
 AFTER = {"Using it": ("howto", "api"), "Back matter": ("glossary", "references", "changelog")}
 
 
-def assemble(project: Project, notebooks: Mapping[Paper, NotebookNode], folder: Path) -> None:
-    """Write the whole source of the book into `folder`, which is replaced."""
+def assemble(project: Project, notebooks: Mapping[Paper, NotebookNode], folder: Path, commands: Any) -> None:
+    """Write the whole source of the book into `folder`, which is replaced.
+
+    Args:
+        project: whose book it is.
+        notebooks: the executed notebooks of the papers.
+        folder: where the source goes.
+        commands: the command line, as Click has it, for its page in the reference.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(project.root / "book", folder, ignore=shutil.ignore_patterns("parts.yml", ".*"))
     shutil.copy(project.root / "_config.yml", folder)
     if (changes := project.root / "CHANGELOG.md").is_file():
         shutil.copy(changes, folder / "changelog.md")
     pages = model.pages(notebooks)
-    front.write(project, pages, folder)
+    front_page.write(project, pages, folder)
     model.write_figures(pages, folder)
-    public = reference.public(project)
+    public = library.public(project)
     for page in pages:
         paper.write(project, page, pages, public, folder)
     # Other pages may link to them.
     for missing in project.papers.values():
         if missing not in notebooks:
             paper.write_placeholder(missing, folder)
-    for name in WRITERS:
-        importlib.import_module(f"lossbook.press.pages.{name}").write(project, pages, folder)
+    for writer in WRITERS:
+        writer.write(project, pages, folder)
+    command_line.write(commands, folder)
     (folder / "_toc.yml").write_text(
         yaml.safe_dump(_contents(project, folder), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from lossbook.press.pages.catalogue import CLAIMS, people, verdicts
 from lossbook.press.pages.model import Page
+from lossbook.press.pages.myst import counted
 from lossbook.press.pages.scripts import script
-from lossbook.press.pages.shelf import CLAIMS, people, verdicts
-from lossbook.press.pages.text import counted
 from lossbook.press.project import Project
 
 INTRO = "Every paper that has a page, with a figure from its own run and how its claims came out."

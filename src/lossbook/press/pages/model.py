@@ -12,8 +12,8 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from lossbook.press import entries
-from lossbook.press.pages.text import plain
+from lossbook.press.findings import ledgers
+from lossbook.press.pages.myst import plain
 from lossbook.press.project import Paper
 
 # Files that reach the site as they are, under their own names: figures and downloads.
@@ -62,7 +62,7 @@ class Page:
             heading=heading(notebook) or plain(paper.title),
             idea=str(front.get("idea") or ""),
             tags=tuple(map(str, front.get("tags") or ())),
-            entries=tuple(entries.of(notebook)),
+            entries=tuple(ledgers.of(notebook)),
             figures=tuple(figures),
             figure=card,
             uses=frozenset(_uses(notebook)),

@@ -14,13 +14,15 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from lossbook.press import entries, records, runs, tables
 from lossbook.press.errors import Refused
+from lossbook.press.findings import ledgers, tables
 from lossbook.press.pages import model
+from lossbook.press.pages.badges import badge
 from lossbook.press.pages.model import EXTRA, Page
-from lossbook.press.pages.text import counted, dropdown, fence, plain
-from lossbook.press.parameters import Parameter, Parameters
+from lossbook.press.pages.myst import counted, dropdown, fence, plain
 from lossbook.press.project import Paper, Project
+from lossbook.press.runs import notebooks
+from lossbook.press.runs.parameters import Parameter, Parameters
 
 # Of the output that holds the library's source (`lab.show_source`): dotted names of what is shown.
 SOURCE = "lossbook-source"
@@ -48,7 +50,9 @@ def write_placeholder(paper: Paper, folder: Path) -> None:
     )
     path = folder / f"{paper.page}.ipynb"
     path.parent.mkdir(exist_ok=True)
-    path.write_text(nbformat.writes(runs.numbered(new_notebook(cells=[new_markdown_cell(text)]))), encoding="utf-8")
+    path.write_text(
+        nbformat.writes(notebooks.numbered(new_notebook(cells=[new_markdown_cell(text)]))), encoding="utf-8"
+    )
 
 
 def made(project: Project, page: Page, others: Sequence[Page], public: Container[str]) -> NotebookNode:
@@ -63,7 +67,7 @@ def made(project: Project, page: Page, others: Sequence[Page], public: Container
         text = notebook.cells.pop(first).source.strip()
         # Sphinx needs a title, and it comes first.
         rest = text.removeprefix(text.splitlines()[0]).strip() if model.heading(page.notebook) else text
-    failure = runs.failure_of(page.notebook)
+    failure = notebooks.failure_of(page.notebook)
     opening = [
         f"# {page.heading}",
         _citation(project, page.paper),
@@ -72,7 +76,7 @@ def made(project: Project, page: Page, others: Sequence[Page], public: Container
         rest,
     ]
     closing = [
-        records.section(project, page.paper, page.notebook),
+        recorded.section(project, page.paper, page.notebook),
         _run(project, page),
         _related(page, others, public),
     ]
@@ -81,14 +85,14 @@ def made(project: Project, page: Page, others: Sequence[Page], public: Container
         *notebook.cells,
         *(new_markdown_cell(text) for text in closing if text),
     ]
-    return runs.numbered(notebook)
+    return notebooks.numbered(notebook)
 
 
 def _strip(notebook: NotebookNode) -> None:
     """Leave out what machines read: Sphinx does not know it."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            for kind in (entries.MEDIA_TYPE, tables.MEDIA_TYPE):
+            for kind in (ledgers.MEDIA_TYPE, tables.MEDIA_TYPE):
                 output.get("data", {}).pop(kind, None)
 
 
@@ -133,7 +137,7 @@ def _citation(project: Project, paper: Paper) -> str:
     return f"{text}\n\n{dropdown('Cite as BibTeX', fence(entry, 'bibtex'), 'lossbook-cite')}" if entry else text
 
 
-def _stopped(paper: Paper, failure: runs.Failure) -> str:
+def _stopped(paper: Paper, failure: notebooks.Failure) -> str:
     place = f"Cell \\[{failure.cell}\\]" if failure.cell else "The notebook"
     if failure.line:
         place += f", line {failure.line} of `{paper.source}`"
@@ -149,14 +153,14 @@ def _verdicts(page: Page) -> str:
     if not page.entries:
         return ""
     claims, checks = ([entry for entry in page.entries if entry["kind"] == kind] for kind in ("claim", "check"))
-    rows = "".join(f"<li>{entries.badge(claim['verdict'])} {_link(claim)}</li>" for claim in claims)
+    rows = "".join(f"<li>{badge(claim['verdict'])} {_link(claim)}</li>" for claim in claims)
     good = sum(check["verdict"] == "verified" for check in checks)
     links = ", ".join(f"<a href='#check-{escape(check['id'])}'>{escape(check['id'])}</a>" for check in checks)
     counts = []
     if good:
-        counts.append(entries.badge("verified", f"{counted(good, 'check')} verified"))
+        counts.append(badge("verified", f"{counted(good, 'check')} verified"))
     if good < len(checks):
-        counts.append(entries.badge("failed", f"{counted(len(checks) - good, 'check')} failed"))
+        counts.append(badge("failed", f"{counted(len(checks) - good, 'check')} failed"))
     listed = (
         f"<details><summary>{' '.join(counts)} <span>which</span></summary><p>{links}</p></details>" if checks else ""
     )

@@ -1,176 +1,21 @@
-"""The reference: every public name of the library, from its source, and every command.
+"""The reference: every public name of the library, from its source.
 
-Modules and their names are found in the files: nothing of the library is imported here. Sphinx's autodoc imports it
-when the site is rendered, and takes signatures and docstrings from there.
+Sphinx's autodoc imports the library when the site is rendered, and takes signatures and docstrings from there.
 """
 
-import ast
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lossbook.press.errors import PressError
+from lossbook.press.pages import command_line
+from lossbook.press.pages.library import LAB, METHODS, SOURCE, Library, Module, Name
 from lossbook.press.pages.model import Page
-from lossbook.press.pages.text import fence, plain
+from lossbook.press.pages.myst import fence, plain, write_page
 from lossbook.press.project import Project
 
 # A name's kind: Sphinx's role that links to it and autodoc's directive that describes it.
 DIRECTIVES = {"func": "autofunction", "class": "autoclass", "exc": "autoexception", "data": "autodata"}
-# Of the project, the folder of the library.
-SOURCE = "src/lossbook"
-METHODS, LAB = "lossbook.methods", "lossbook.lab"
-
-
-@dataclass(frozen=True)
-class Name:
-    """A public name. People import `path`; `home` is where it is defined, and links there work as well."""
-
-    name: str
-    kind: str
-    summary: str
-    path: str
-    home: str
-
-    @property
-    def link(self) -> str:
-        """The name as a link, in MyST."""
-        return f"{{py:{self.kind}}}`{self.name} <{self.path}>`"
-
-
-@dataclass(frozen=True)
-class Module:
-    """A module with its public names, read from its file."""
-
-    name: str
-    file: Path
-    summary: str
-    names: tuple[Name, ...]
-
-    @property
-    def stem(self) -> str:
-        """The last part of its name."""
-        return self.name.rpartition(".")[2]
-
-    @property
-    def page(self) -> str:
-        """Its place in the site, without ending."""
-        if self.name.startswith(f"{METHODS}."):
-            return "api/" + self.name.removeprefix("lossbook.").replace(".", "/")
-        return "api/lab"
-
-    @classmethod
-    def read(cls, name: str, file: Path, package: str, shown: Iterable[str] | None = None) -> "Module":
-        """A module that `package` re-exports: all its public names, or only those in `shown`.
-
-        Raises:
-            PressError: if its public names are no list of names that it defines.
-        """
-        tree = ast.parse(file.read_text(encoding="utf-8"), str(file))
-        defined = {key: node for node in tree.body for key in _defines(node)}
-        names = []
-        for each in _exported(tree, file):
-            if each not in defined:
-                raise PressError(f"{file}: {each} is in __all__ but not defined here")
-            above = package if shown is None or each in shown else name
-            home = f"{name}.{each}"
-            names.append(Name(each, *_described(defined[each]), f"{above}.{each}", home))
-        return cls(name, file, _summary(ast.get_docstring(tree)), tuple(names))
-
-
-@dataclass(frozen=True)
-class Library:
-    """The public part of the library: `methods` by part, then what parts share, then `lab`."""
-
-    parts: dict[str, tuple[Module, ...]]
-    shared: tuple[Module, ...]
-    lab: tuple[Module, ...]
-
-    @classmethod
-    def of(cls, project: Project) -> "Library":
-        """What is in the project's source tree; nothing, if it has none."""
-        source = project.root / SOURCE
-        folders = {path.parent.name: path.parent for path in sorted((source / "methods").glob("[!_]*/__init__.py"))}
-        order = [part for part in project.parts if part in folders]
-        parts = {
-            part: tuple(_modules(folders[part], f"{METHODS}.{part}"))
-            for part in [*order, *(part for part in folders if part not in order)]
-        }
-        shared = (
-            Module.read(f"{METHODS}.{file.stem}", file, f"{METHODS}.{file.stem}")
-            for file in sorted((source / "methods").glob("[!_]*.py"))
-        )
-        init = source / "lab" / "__init__.py"
-        shown = _exported(ast.parse(init.read_text(encoding="utf-8")), init) if init.is_file() else []
-        # What the lab exports may be defined a folder below.
-        below = (
-            Module.read(f"{LAB}.{file.parent.name}.{file.stem}", file, LAB, shown)
-            for file in sorted((source / "lab").glob("*/[!_]*.py"))
-        )
-        lab = [module for module in _modules(source / "lab", LAB, shown) if module.names]
-        lab += [module for module in below if {name.name for name in module.names} & {*shown}]
-        return cls(parts, tuple(shared), tuple(lab))
-
-    def __iter__(self) -> Iterator[Module]:
-        yield from (module for modules in self.parts.values() for module in modules)
-        yield from self.shared
-        yield from self.lab
-
-
-def _modules(folder: Path, package: str, shown: Iterable[str] | None = None) -> Iterator[Module]:
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        file = path / "__init__.py" if path.is_dir() else path
-        if file.suffix == ".py" and file.is_file() and not path.name.startswith("_"):
-            yield Module.read(f"{package}.{path.stem}", file, package, shown)
-
-
-def _defines(node: ast.stmt) -> list[str]:
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    if isinstance(node, ast.Assign):
-        return [target.id for target in node.targets if isinstance(target, ast.Name)]
-    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-        return [node.target.id]
-    return []
-
-
-def _exported(tree: ast.Module, file: Path) -> list[str]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and _defines(node) == ["__all__"]:
-            try:
-                return [str(name) for name in ast.literal_eval(node.value)]
-            except (ValueError, TypeError) as error:
-                raise PressError(f"{file}: expected __all__ to be a list of names, got {ast.unparse(node)}") from error
-    return []
-
-
-def _described(node: ast.stmt) -> tuple[str, str]:
-    """Kind and summary of a definition."""
-    if isinstance(node, ast.FunctionDef):
-        return "func", _summary(ast.get_docstring(node))
-    if isinstance(node, ast.ClassDef):
-        bases = [ast.unparse(base) for base in node.bases]
-        error = any(base.endswith(("Error", "Exception")) for base in bases)
-        return "exc" if error else "class", _summary(ast.get_docstring(node))
-    return "data", ""
-
-
-def _summary(docstring: str | None) -> str:
-    """The first paragraph of a docstring, in one line."""
-    return _line((docstring or "").split("\n\n")[0])
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def public(project: Project) -> frozenset[str]:
-    """The dotted names that the reference describes, by import path and by the module that defines them."""
-    return frozenset(
-        place for module in Library.of(project) for name in module.names for place in (name.path, name.home)
-    )
 
 
 def chapter(project: Project) -> dict[str, Any]:
@@ -185,7 +30,7 @@ def chapter(project: Project) -> dict[str, Any]:
     ]
     shared = [{"file": each.page, "title": each.stem} for each in library.shared]
     lab = [{"file": "api/lab"}] if library.lab else []
-    return {"file": "api/index", "sections": [*parts, *shared, *lab, {"file": "api/cli"}]}
+    return {"file": "api/index", "sections": [*parts, *shared, *lab, {"file": command_line.PAGE}]}
 
 
 def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
@@ -195,7 +40,7 @@ def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
         PressError: if a module's public names cannot be told from its file.
     """
     library = Library.of(project)
-    made = {"api/index": _index(project, library), "api/cli": _commands()}
+    made = {"api/index": _index(project, library)}
     for part, modules in library.parts.items():
         made[f"api/methods/{part}"] = _part(project, part, modules)
         made |= {module.page: _method(project, part, module, pages) for module in modules}
@@ -203,9 +48,7 @@ def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
     if library.lab:
         made["api/lab"] = _lab(project, library.lab)
     for place, text in made.items():
-        path = folder / f"{place}.md"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        write_page(folder, place, text)
 
 
 def _index(project: Project, library: Library) -> str:
@@ -364,43 +207,3 @@ def _lab(project: Project, modules: Sequence[Module]) -> str:
     for module in modules:
         blocks += [f"## {plain(module.stem)}", _module_directive(module.name), _entries(LAB, module.names)]
     return "\n\n".join(blocks)
-
-
-def _commands() -> str:
-    """Every command of the command line, as it describes itself."""
-    import typer.main
-
-    from lossbook.press.cli import main
-    from lossbook.press.commands_more import app
-
-    program: Any = typer.main.get_command(app)
-    above = program.context_class(program, info_name="lossbook", **program.context_settings)
-    blocks = [
-        "# Command line",
-        plain(program.help),
-        plain(_line((main.__doc__ or "").split("\n\n")[1])),
-        "These options stand before the command:",
-        *_command(program, above, "COMMAND [ARGUMENTS]..."),
-    ]
-    for name, command in program.commands.items():
-        if not command.hidden:
-            context = command.context_class(command, info_name=name, parent=above, **command.context_settings)
-            blocks += [f"## {name}", plain(command.help), *_command(command, context)]
-    return "\n\n".join(blocks)
-
-
-def _command(command: Any, context: Any, rest: str = "") -> Iterator[str]:
-    """Usage, arguments and options of a command."""
-    shown = [each for each in command.get_params(context) if not getattr(each, "hidden", False)]
-    arguments = [each for each in shown if each.param_type_name == "argument"]
-    options = [each for each in shown if each.param_type_name == "option" and "--help" not in each.opts]
-    places = [each.metavar or each.name.upper() for each in arguments] + ([rest] if rest else [])
-    yield fence(" ".join([context.command_path, *(["[OPTIONS]"] if options else []), *places]), "text")
-    yield f":::{{program}} {context.command_path}\n:::"
-    for each in [*arguments, *options]:
-        term, text = each.get_help_record(context)
-        # The types of typer, "<int range>", as places to fill in.
-        term = re.sub(r"<(\w+)[^>]*>", lambda match: match[1].upper(), term)
-        if each in arguments:
-            term, text = each.metavar or each.name.upper(), each.help
-        yield f":::{{option}} {term}\n{plain(text)}\n:::"

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from lossbook.press import records
-from lossbook.press.pages import shelf
+from lossbook.press.findings import records
+from lossbook.press.pages import catalogue
+from lossbook.press.pages.catalogue import Item, Part
 from lossbook.press.pages.model import Page
-from lossbook.press.pages.shelf import Item, Part
-from lossbook.press.pages.text import counted, plain
+from lossbook.press.pages.myst import counted, plain
 from lossbook.press.project import Project
 
 METHODS = Path(__file__).parents[2] / "methods"
@@ -18,7 +18,7 @@ HEAD = "".join(f"<th scope='col' role='columnheader'>{title}</th>" for title in 
 
 def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
     """Write the roadmap into the book's folder; links to the reference if it was written there before."""
-    parts = shelf.parts(project, pages)
+    parts = catalogue.parts(project, pages)
     done, all_of_them = sum(part.done for part in parts), sum(len(part.items) for part in parts)
     text = (
         f"# Roadmap\n\nThe book is about {counted(all_of_them, 'paper')}; {done} "
@@ -66,7 +66,7 @@ def _row(project: Project, item: Item, folder: Path) -> str:
     title = escape(item.title)
     if item.page:
         title = f"<a href='{item.page.paper.page}.html'>{title}</a>"
-    people = escape(shelf.people(item.authors))
+    people = escape(catalogue.people(item.authors))
     return (
         f"<tr role='row' id='paper-{escape(item.slug)}'{'' if item.page else ' class=lossbook-planned'}>"
         f"<th scope='row' role='rowheader'>{title}<small>{people}</small></th>"
@@ -91,7 +91,7 @@ def _sources(item: Item) -> str:
 def _here(project: Project, item: Item, folder: Path) -> str:
     found = []
     if item.page:
-        found.append(shelf.verdicts(item.page))
+        found.append(catalogue.verdicts(item.page))
     elif item.slug in project.papers:
         found.append("<span>notebook, not in this build</span>")
     links = [

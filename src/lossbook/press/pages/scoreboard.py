@@ -9,14 +9,16 @@ from urllib.parse import quote, urlencode
 
 from markdown_it import MarkdownIt
 
-from lossbook.press import entries, runs, tables
-from lossbook.press.pages import front, shelf
+from lossbook.press.findings import ledgers, tables
+from lossbook.press.pages import catalogue, front_page
+from lossbook.press.pages.badges import badge
 from lossbook.press.pages.model import EXTRA, Page
+from lossbook.press.pages.myst import counted
 from lossbook.press.pages.scripts import script
-from lossbook.press.pages.text import counted
 from lossbook.press.project import Project
+from lossbook.press.runs import notebooks
 
-VERDICTS = {"check": shelf.CHECKS, "claim": shelf.CLAIMS}
+VERDICTS = {"check": catalogue.CHECKS, "claim": catalogue.CLAIMS}
 # The columns of the table: what the address calls them, and what readers see.
 COLUMNS = {
     "paper": "Paper",
@@ -31,7 +33,7 @@ COLUMNS = {
 # The columns of the downloads.
 FIELDS = (
     *("part", "slug", "title", "profile", "finished", "page", "kind", "id", "statement", "verdict"),
-    *dict.fromkeys(key for keys in entries.KEYS.values() for key in keys),
+    *dict.fromkeys(key for keys in ledgers.KEYS.values() for key in keys),
 )
 
 
@@ -46,7 +48,7 @@ def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
         "Every check and every claim of the book, as the runs behind this site found them. Each row of the table leads "
         "to the place on the paper's page where it was judged. "
         "<a href='#how-verdicts-are-made'>How verdicts are made</a>; <a href='#entries'>all entries</a>.",
-        front.score(project, pages),
+        front_page.score(project, pages),
         _stopped(pages),
         _by_part(project, pages),
         _explained({name: title for name, title in guides.items() if (folder / f"{name}.md").is_file()}, pages),
@@ -61,7 +63,7 @@ def _records(pages: Iterable[Page]) -> list[dict[str, Any]]:
         {
             **entry,
             "title": _title(page),
-            "finished": runs.failure_of(page.notebook) is None,
+            "finished": notebooks.failure_of(page.notebook) is None,
             "page": _address(page, entry),
         }
         for page in pages
@@ -81,7 +83,7 @@ def _address(page: Page, entry: dict[str, Any]) -> str:
 
 def _stopped(pages: Iterable[Page]) -> str:
     """The papers whose run failed, by name."""
-    failed = [page for page in pages if runs.failure_of(page.notebook)]
+    failed = [page for page in pages if notebooks.failure_of(page.notebook)]
     items = [
         f"- [{page.heading}]({page.paper.page}.ipynb): The run did not finish. What it found until then is counted."
         for page in failed
@@ -127,7 +129,7 @@ def _score_table(first: Sequence[str], rows: Sequence[str]) -> str:
 
 def _counts(pages: Iterable[Page], part: str = "") -> str:
     """Cells with the numbers of verdicts, each of which leads to the entries it counts."""
-    score = entries.score(entry for page in pages for entry in page.entries)
+    score = ledgers.score(entry for page in pages for entry in page.entries)
     numbers = [(verdict, score[kind][verdict]) for kind, verdicts in VERDICTS.items() for verdict in verdicts]
     return "".join(
         f"<td>{_link(f'{number:,}', part=part, verdict=verdict) if number and part else f'{number:,}'}</td>"
@@ -146,7 +148,7 @@ def _papers(pages: Iterable[Page]) -> int:
 
 def _paper(page: Page) -> str:
     """A link to a paper's page, which says so if the run failed."""
-    stopped = " <small>(run did not finish)</small>" if runs.failure_of(page.notebook) else ""
+    stopped = " <small>(run did not finish)</small>" if notebooks.failure_of(page.notebook) else ""
     return f"<a href='{quote(page.paper.page)}.html'>{escape(_title(page))}</a>{stopped}"
 
 
@@ -163,17 +165,17 @@ def _explained(guides: dict[str, str], pages: Iterable[Page]) -> str:
             "## How verdicts are made",
             "**Checks** are mathematics. The derivation is tried on random cases against an independent calculation; "
             "the *error* is the largest that was seen.",
-            f"- {entries.badge('verified')} The error is at most the *tolerance*, which allows for rounding or a "
+            f"- {badge('verified')} The error is at most the *tolerance*, which allows for rounding or a "
             "stated Monte-Carlo error.\n"
-            f"- {entries.badge('failed')} It is larger. The notebook stops there.",
+            f"- {badge('failed')} It is larger. The notebook stops there.",
             "**Claims** are the paper's. What is measured, the direction and the *margin* are stated before the "
             "experiment. Each seed gives one value, mostly a difference between two methods that share the seed; the "
             "*effect* is the mean, and its 95 % interval comes from Student's $t$ distribution, "
             r"$\bar d \pm t_{n-1,\,0.975}\, s/\sqrt n$.",
-            f"- {entries.badge('supported')} The whole interval lies on the claimed side of the margin; for “no "
+            f"- {badge('supported')} The whole interval lies on the claimed side of the margin; for “no "
             "difference”, between minus and plus the margin, which is two one-sided tests.\n"
-            f"- {entries.badge('contradicted')} The whole interval lies on the other side.\n"
-            f"- {entries.badge('inconclusive')} The margin lies inside the interval: these seeds cannot tell.",
+            f"- {badge('contradicted')} The whole interval lies on the other side.\n"
+            f"- {badge('inconclusive')} The margin lies inside the interval: these seeds cannot tell.",
             "A claim about several comparisons must hold for each. Their intervals are widened together (Bonferroni), "
             "and the table shows the one that speaks most against the claim, after the word “against”.",
             "A claim that is not true comes out as supported with a probability of at most 2.5 %, as far as the values "
@@ -230,7 +232,7 @@ def _row(project: Project, page: Page, entry: dict[str, Any]) -> str:
         f"<td>{_paper(page)}</td>",
         f"<td>{escape(project.part_title(page.paper.part))}</td>",
         f"<th scope='row'><a href='{_address(page, entry)}'>{kind} {escape(entry['id'])}</a></th>",
-        f"<td>{entries.badge(entry['verdict'])}</td>",
+        f"<td>{badge(entry['verdict'])}</td>",
         f"<td>{escape(_line(entry['statement']))}</td>",
         result,
         size,

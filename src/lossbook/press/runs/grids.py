@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lossbook.press.errors import Refused, unknown
-from lossbook.press.parameters import Parameters, Settings
+from lossbook.press.files import duration
 from lossbook.press.project import Paper, Project
+from lossbook.press.runs.parameters import Parameters, Settings
 
 # A larger grid is a slip of the hand.
 MOST = 100_000
@@ -178,13 +179,6 @@ def estimate(project: Project, paper: Paper, profile: str, runs: int, jobs: int)
         basis += f", none with the profile {profile}"
     total = duration(typical * math.ceil(runs / jobs))
     return f"about {total}: {runs} run{'s' if runs > 1 else ''} of {duration(typical)} ({basis}), {jobs} at once"
-
-
-def duration(seconds: float) -> str:
-    """A time in words."""
-    if seconds < 90:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _durations(project: Project, paper: Paper) -> Iterable[tuple[str, float]]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lossbook.press import tables
 from lossbook.press.errors import PressError, unknown
+from lossbook.press.findings import tables
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -38,7 +38,7 @@ def start() -> None:
 
 def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lossbook.press.preload"])
+    context.set_forkserver_preload(["lossbook.press.runs.preload"])
     return context
 
 
@@ -175,7 +175,7 @@ def _path(environment: dict[str, str]) -> list[str]:
 
 def _forget_edited() -> None:
     """Import our own modules anew if any was edited since the warm process did: a worker may live for days."""
-    loaded = getattr(sys.modules.get("lossbook.press.preload"), "LOADED", {})
+    loaded = getattr(sys.modules.get("lossbook.press.runs.preload"), "LOADED", {})
     if loaded != {file: edited(file) for file in loaded}:
         for name in [name for name in sys.modules if name.partition(".")[0] == "lossbook"]:
             del sys.modules[name]

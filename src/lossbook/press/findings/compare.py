@@ -9,9 +9,10 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from lossbook.press import entries, records, runs
 from lossbook.press.errors import PressError, Refused, unknown
+from lossbook.press.findings import ledgers, records
 from lossbook.press.project import Project
+from lossbook.press.runs import notebooks
 
 FIGURE = re.compile(r'<figure class="lossbook-figure">.*?</figure>', re.DOTALL)
 
@@ -68,7 +69,7 @@ def load(project: Project, text: str) -> Side:
             kept = records.read(path)
             commit = {"commit": kept.commit} if kept.commit else {}
             return Side(path.resolve().name, path, kept.run | commit, kept.entries, [])
-        notebook = runs.read(path)
+        notebook = notebooks.read(path)
     except FileNotFoundError:
         raise Refused(
             f"{unknown('run', text, project.papers)} (a run is an executed notebook, a record's folder or a paper)"
@@ -80,7 +81,7 @@ def load(project: Project, text: str) -> Side:
     except PressError as error:
         raise Refused(str(error)) from None
     run = dict(notebook.metadata["lossbook"]["run"])
-    return Side(path.stem, path, run, entries.of(notebook), figures(notebook))
+    return Side(path.stem, path, run, ledgers.of(notebook), figures(notebook))
 
 
 def figures(notebook: NotebookNode) -> list[str]:

@@ -17,10 +17,10 @@ from nbformat import NotebookNode
 
 from lossbook.press.errors import PressError, Refused
 from lossbook.press.files import write_whole
-from lossbook.press.guard import NO_LIMITS, Guard, Limits
-from lossbook.press.machine import device_of
-from lossbook.press.parameters import Settings
 from lossbook.press.project import Paper
+from lossbook.press.runs.device import device_of
+from lossbook.press.runs.limits import NO_LIMITS, Guard, Limits
+from lossbook.press.runs.parameters import Settings
 
 # Called as cells start: cells done, cells in all.
 Report = Callable[[int, int], None]
@@ -88,7 +88,7 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
     from papermill.execute import ERROR_MARKER_TAG
 
-    from lossbook.press.kernels import Kernel
+    from lossbook.press.runs.kernels import Kernel
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)
     running: list[NotebookNode] = []

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from lossbook.press.parameters import Settings
+from lossbook.press.runs.parameters import Settings
 
 
 @functools.cache

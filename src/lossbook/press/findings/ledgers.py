@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from html import escape
 from typing import Any
 
 from nbformat import NotebookNode
 
-from lossbook.press import runs
 from lossbook.press.errors import PressError
 from lossbook.press.project import Project
+from lossbook.press.runs import notebooks
 
 MEDIA_TYPE = "application/vnd.lossbook.ledger+json"
 KEYS = {
@@ -44,17 +43,11 @@ def of_book(project: Project) -> list[dict[str, Any]]:
     for paper in project.papers.values():
         path = project.executed(paper)
         if path.is_file():
-            entries += of(runs.read(path))
+            entries += of(notebooks.read(path))
             built = True
     if not built:
         raise PressError(f"nothing was built yet in {project.short(project.output)}: lossbook build")
     return entries
-
-
-def badge(verdict: str, text: str | None = None) -> str:
-    """A verdict as pages show it: a sign and a word, so that colour is not alone."""
-    mark = {"verified": "✓", "supported": "✓", "failed": "✗", "contradicted": "✗"}.get(verdict, "?")
-    return f"<span class='lossbook-verdict lossbook-{escape(verdict)}'>{mark} {escape(text or verdict)}</span>"
 
 
 def score(entries: Iterable[dict[str, Any]]) -> dict[str, Counter]:

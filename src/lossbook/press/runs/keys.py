@@ -17,9 +17,9 @@ from typing import Any
 
 from nbformat import NotebookNode
 
-from lossbook.press.machine import device_of
-from lossbook.press.parameters import Settings
 from lossbook.press.project import Project
+from lossbook.press.runs.device import device_of
+from lossbook.press.runs.parameters import Settings
 
 PACKAGE = "lossbook"
 # Part of every key: a change of how runs are stored makes all of them anew.

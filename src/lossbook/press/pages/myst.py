@@ -1,5 +1,6 @@
 """Pieces of MyST Markdown and HTML that several pages use."""
 
+from pathlib import Path
 from typing import Any
 
 
@@ -27,3 +28,10 @@ def dropdown(title: str, text: str, kind: str = "") -> str:
 def counted(number: int, thing: str) -> str:
     """A number with its noun: 1 check, 2 checks."""
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def write_page(folder: Path, place: str, text: str) -> None:
+    """Write a page of Markdown at its place in the source of the book."""
+    path = folder / f"{place}.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -18,11 +18,11 @@ import nbformat
 from nbformat import NotebookNode
 from rich.console import Console
 
-from lossbook.press import guard, keys, machine, runs
 from lossbook.press.errors import PressError, Refused
-from lossbook.press.parameters import Settings
 from lossbook.press.progress import Board
 from lossbook.press.project import Paper, Project
+from lossbook.press.runs import device, keys, limits, notebooks
+from lossbook.press.runs.parameters import Settings
 
 # What the workers tell the client about, by Dask's topics.
 TOPIC = "lossbook"
@@ -115,7 +115,7 @@ def failed(path: Path) -> Path:
 def _reason(request: Request, key: keys.Key, path: Path) -> str | None:
     if path.is_file():
         try:
-            if runs.read(path).metadata["lossbook"]["run"].get("key") == key.parts:
+            if notebooks.read(path).metadata["lossbook"]["run"].get("key") == key.parts:
                 return None
             return f"{DAMAGED}: {path} is of something else"
         except PressError as error:
@@ -125,7 +125,7 @@ def _reason(request: Request, key: keys.Key, path: Path) -> str | None:
     same = re.compile(re.escape(request.settings.name) + r"-[0-9a-f]{16}\.ipynb")
     for earlier in _newest(path for path in path.parent.glob("*.ipynb") if same.fullmatch(path.name)):
         with contextlib.suppress(PressError, FileNotFoundError, KeyError):
-            return key.difference(runs.read(earlier).metadata["lossbook"]["run"]["key"])
+            return key.difference(notebooks.read(earlier).metadata["lossbook"]["run"]["key"])
     return "it was never run"
 
 
@@ -139,7 +139,7 @@ def seconds(project: Project, request: Request) -> float | None:
     for pattern in (f"{request.settings.name}-*.ipynb", f"{request.settings.profile}-*.ipynb", "*.ipynb"):
         for path in _newest(folder.glob(pattern)):
             with contextlib.suppress(PressError, FileNotFoundError):
-                return float(runs.read(path).metadata["lossbook"]["run"]["seconds"])
+                return float(notebooks.read(path).metadata["lossbook"]["run"]["seconds"])
     return None
 
 
@@ -160,7 +160,7 @@ def carry_out(project: Project, plans: Sequence[Plan], options: Options, console
             console.print(f"{each.request.name}: {each.reason}; it runs again", markup=False)
     for each in plans:
         if not each.reason:
-            outcomes[each.path] = Outcome(each.request, each.path, runs.read(each.path), ran=False)
+            outcomes[each.path] = Outcome(each.request, each.path, notebooks.read(each.path), ran=False)
     if pending:
         expected = [(each.request.name, seconds(project, each.request)) for each in pending]
         with (
@@ -170,8 +170,8 @@ def carry_out(project: Project, plans: Sequence[Plan], options: Options, console
         ):
             for each, executed in results:
                 executed.metadata["lossbook"]["run"]["key"] = dict(each.key.parts)
-                bad = runs.failure_of(executed)
-                runs.write(failed(each.path) if bad else each.path, executed)
+                bad = notebooks.failure_of(executed)
+                notebooks.write(failed(each.path) if bad else each.path, executed)
                 if not bad:
                     failed(each.path).unlink(missing_ok=True)
                 outcomes[each.path] = Outcome(each.request, each.path, executed, ran=True)
@@ -225,7 +225,9 @@ def _results(pending: list[Plan], options: Options, board: Board) -> Iterator[tu
                     executed = nbformat.reads(future.result(), as_version=4)
                 else:
                     what, words = _what_was_lost(future)
-                    executed = runs.lost(each.request.paper, each.request.notebook, each.request.settings, what, words)
+                    executed = notebooks.lost(
+                        each.request.paper, each.request.notebook, each.request.settings, what, words
+                    )
                 future.release()
                 yield each, executed
         finally:
@@ -262,12 +264,12 @@ def _run(paper: Paper, notebook: str, settings: Settings, name: str, options: Op
         worker.log_event(TOPIC, (name, done, total))
 
     report(0, 0)
-    executed = runs.execute(
+    executed = notebooks.execute(
         paper,
         nbformat.reads(notebook, as_version=4),
         settings,
         report,
-        limits=guard.Limits(options.timeout, options.memory, unwanted),
+        limits=limits.Limits(options.timeout, options.memory, unwanted),
         warm=options.warm,
     )
     return nbformat.writes(executed)
@@ -296,7 +298,7 @@ def _client(options: Options, pending: list[Plan]) -> Iterator[Any]:
             with client:
                 yield client
             return
-        gpus = {"GPU": 1} if machine.device_of_machine()["kind"] == "cuda" else {}
+        gpus = {"GPU": 1} if device.device_of_machine()["kind"] == "cuda" else {}
         # Dask always serves its state over HTTP: here to nobody else, on any port that is free.
         alone = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
         usual = {"nthreads": 1, "memory_limit": 0, **alone}
@@ -317,11 +319,11 @@ def _resources(client: Any, pending: list[Plan]) -> dict[Path, dict[str, int]]:
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
     if not any(worker.get("resources", {}).get("GPU") for worker in workers):
         return {}
-    return {each.path: {"GPU": 1} for each in pending if machine.device_of(each.request.settings)["kind"] == "cuda"}
+    return {each.path: {"GPU": 1} for each in pending if device.device_of(each.request.settings)["kind"] == "cuda"}
 
 
 def _stop_here() -> None:
     """Stop the kernels that workers within this process still have."""
-    from lossbook.press.kernels import stop_all
+    from lossbook.press.runs.kernels import stop_all
 
     stop_all()

@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
-from lossbook.press import entries, runs
-from lossbook.press.pages import shelf
+from lossbook.press.findings import ledgers
+from lossbook.press.pages import catalogue
+from lossbook.press.pages.badges import badge
+from lossbook.press.pages.catalogue import CHECKS, CLAIMS, Item, Part
 from lossbook.press.pages.model import Page
-from lossbook.press.pages.shelf import CHECKS, CLAIMS, Item, Part
-from lossbook.press.pages.text import counted
+from lossbook.press.pages.myst import counted
 from lossbook.press.project import Project
+from lossbook.press.runs import notebooks
 
 # The side of a paper's square, and the radius of a claim's mark at most.
 SIDE, RADIUS = 32, 5.5
@@ -38,20 +40,20 @@ def score(project: Project, pages: Sequence[Page]) -> str:
     """Papers, checks and claims by verdict, in numbers."""
     papers = sum(not page.opening for page in pages)
     known = len(project.catalogue)
-    counts = entries.score(entry for page in pages for entry in page.entries)
+    counts = ledgers.score(entry for page in pages for entry in page.entries)
     said = f"{papers} of {counted(known, 'paper')}" if known else counted(papers, "paper")
     boxes = [f"<span class='lossbook-count'>{said}</span>"]
     for kind, verdicts in (("check", CHECKS), ("claim", CLAIMS)):
         for verdict in verdicts:
             number = counts[kind][verdict]
             if number or verdict != "failed":
-                boxes.append(entries.badge(verdict, f"{counted(number, kind)} {verdict}"))
+                boxes.append(badge(verdict, f"{counted(number, kind)} {verdict}"))
     return f"<div class='lossbook-score'>{' '.join(boxes)}</div>"
 
 
 def picture(project: Project, pages: Sequence[Page]) -> str:
     """All papers by part: a square each, in it a mark for each claim."""
-    parts = [part for part in shelf.parts(project, pages) if part.items]
+    parts = [part for part in catalogue.parts(project, pages) if part.items]
     if not parts:
         return ""
     rows = "".join(_row(part) for part in parts)
@@ -78,7 +80,7 @@ def _tile(item: Item) -> str:
         return f"<i class='lossbook-tile' title='{escape(item.title)} (planned)' aria-hidden='true'></i>"
     claims = sorted((e["verdict"] for e in item.page.entries if e["kind"] == "claim"), key=CLAIMS.index)
     found = [f"{claims.count(verdict)} {verdict}" for verdict in CLAIMS if verdict in claims]
-    if runs.failure_of(item.page.notebook):
+    if notebooks.failure_of(item.page.notebook):
         found.append("run not finished")
     label = escape(f"{item.title}: {', '.join(found) or 'no claims'}")
     return (

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from nbformat import NotebookNode
 
-from lossbook.press import entries
 from lossbook.press.files import write_whole
+from lossbook.press.findings import ledgers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +41,7 @@ def gather(
         values = {f"param.{key}": run["parameters"][key] for key in parameters}
         head = {"run": name, "profile": run["profile"], **values}
         recorded += [{**head, **row} for row in results(notebook)]
-        found += [{**head, **entry} for entry in entries.of(notebook)]
+        found += [{**head, **entry} for entry in ledgers.of(notebook)]
     head = ["run", "profile", *(f"param.{key}" for key in parameters)]
     return frame(recorded, [*head, "table"]), frame(found, [*head, "kind", "id", "verdict"])
 

@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.environment import BuildEnvironment
 
-from lossbook.press.site import SEEN
+from lossbook.press.site.render import SEEN
 
 # Beside Sphinx's doctrees: the search index as it is before it is frozen.
 SEARCH = "search.pickle"

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lossbook.press import entries, runs
+from lossbook.press.findings import ledgers
+from lossbook.press.pages.badges import badge
 from lossbook.press.pages.model import Page
 from lossbook.press.project import Project
+from lossbook.press.runs import notebooks
 
 # Verdicts of claims and of checks, in the order in which pages count them.
 CLAIMS = ("supported", "contradicted", "inconclusive")
@@ -82,14 +84,12 @@ def people(authors: str) -> str:
 
 def verdicts(page: Page) -> str:
     """How a paper came out, in badges; empty if nothing is known."""
-    counts = entries.score(page.entries)
+    counts = ledgers.score(page.entries)
     lines = []
-    if runs.failure_of(page.notebook):
-        lines.append(entries.badge("failed", "run not finished"))
+    if notebooks.failure_of(page.notebook):
+        lines.append(badge("failed", "run not finished"))
     for kind, order in (("claim", CLAIMS), ("check", CHECKS)):
-        found = [
-            entries.badge(verdict, f"{counts[kind][verdict]} {verdict}") for verdict in order if counts[kind][verdict]
-        ]
+        found = [badge(verdict, f"{counts[kind][verdict]} {verdict}") for verdict in order if counts[kind][verdict]]
         if found:
             lines.append(f"<span>{kind.capitalize()}s</span> {' '.join(found)}")
     return "".join(f"<p class='lossbook-outcome'>{line}</p>" for line in lines)

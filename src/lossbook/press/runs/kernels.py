@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 
-from lossbook.press import warm
-from lossbook.press.guard import memory_of
+from lossbook.press.runs import forked
+from lossbook.press.runs.limits import memory_of
 
 SPEC = KernelSpec(
     # Without frozen modules the debugger of ipykernel has nothing to complain about.
@@ -25,7 +25,7 @@ WARM = KernelSpec(
     argv=SPEC.argv,
     display_name=SPEC.display_name,
     language=SPEC.language,
-    metadata={"kernel_provisioner": {"provisioner_name": warm.NAME}},
+    metadata={"kernel_provisioner": {"provisioner_name": forked.NAME}},
 )
 
 
@@ -62,7 +62,7 @@ class Kernel(AsyncKernelManager):
     @property
     def kernel_spec(self) -> KernelSpec:
         """Always this interpreter."""
-        return WARM if self.warm and warm.available() else SPEC
+        return WARM if self.warm and forked.available() else SPEC
 
     async def start_kernel(self, **options: Any) -> None:
         """Start it in the notebook's folder, with the book's environment."""

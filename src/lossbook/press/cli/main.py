@@ -5,7 +5,10 @@ import os
 import shutil
 import signal
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import typer
 
 
 class Stopped(SystemExit):
@@ -27,19 +30,23 @@ def _end(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def main() -> None:
-    """Run the command line.
+def application() -> "typer.Typer":
+    """The command line with all its commands."""
+    # Importing a file adds its commands.
+    from lossbook.press.cli import build, record, run, sweep  # noqa: F401
+    from lossbook.press.cli.options import app
 
-    Exit status 0: done; 1: something failed; 2: refused, nothing was started; 128 + n: stopped by signal n.
-    """
+    return app
+
+
+def main() -> None:
+    """Run the command line; its exit statuses are told by `errors`."""
     from lossbook.press.errors import PressError
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        from lossbook.press.commands_more import app
-
-        app(prog_name="lossbook")
+        application()(prog_name="lossbook")
     except PressError as error:
         _end(str(error), error.status)
     except Stopped as stop:

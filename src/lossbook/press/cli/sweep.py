@@ -1,14 +1,14 @@
-"""More of the command line: grids of runs, recorded runs, two runs side by side, and the links of the site."""
+"""A grid of runs of one notebook."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 
-from lossbook.press.commands import (
+from lossbook.press.cli.console import notes, show, table, writable
+from lossbook.press.cli.options import (
     JobsOption,
     MemoryOption,
     ProfileOption,
@@ -20,14 +20,14 @@ from lossbook.press.commands import (
 )
 from lossbook.press.errors import PressError, Refused, unknown
 from lossbook.press.project import DEFAULT_PROFILE, Project
-from lossbook.press.shown import notes, quote, show, show_entries, table, writable
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lossbook.press.engine import Outcome, Plan
-    from lossbook.press.parameters import Parameters
-    from lossbook.press.sweeps import Grid
+    from lossbook.press.runs.engine import Outcome, Plan
+    from lossbook.press.runs.grids import Grid
+    from lossbook.press.runs.parameters import Parameters
+
 
 # Rows of a grid, and rows and columns of its summary, that are shown.
 ROWS, SUMMARY, MEANS = 10, 40, 6
@@ -70,14 +70,15 @@ def sweep(
     ] = None,
 ) -> None:
     """Run a notebook over a grid of parameters and gather what was found."""
-    from lossbook.press import engine, runs, sweeps, tables
-    from lossbook.press.parameters import Parameters
+    from lossbook.press.findings import tables
+    from lossbook.press.runs import engine, grids, notebooks
+    from lossbook.press.runs.parameters import Parameters
 
     project: Project = context.obj.project
     paper = project.paper(slug)
-    notebook = runs.read_script(paper)
+    notebook = notebooks.read_script(paper)
     known = Parameters(paper, notebook)
-    grid = sweeps.grid(known, profile, parameters or (), zipped or ())
+    grid = grids.grid(known, profile, parameters or (), zipped or ())
     wanted = [_figure(text, grid) for text in plots or ()]
     options = engine_options(jobs, scheduler, timeout, memory)
     plans = engine.plan(project, [engine.Request(paper, notebook, settings) for settings in grid.settings])
@@ -85,12 +86,12 @@ def sweep(
     if dry_run:
         _show_grid(grid, plans)
         typer.echo(f"{_runs(len(plans))}, {len(plans) - len(missing)} of them stored")
-        typer.echo(sweeps.estimate(project, paper, profile, len(missing), options.jobs))
+        typer.echo(grids.estimate(project, paper, profile, len(missing), options.jobs))
         return
     where = folder or project.output / "sweeps" / slug / grid.name
     writable(where)
     outcomes = engine.carry_out(project, plans, options, notes)
-    failures = [(each, failure) for each in outcomes if (failure := runs.failure_of(each.executed))]
+    failures = [(each, failure) for each in outcomes if (failure := notebooks.failure_of(each.executed))]
     failed = {id(each) for each, _ in failures}
     finished = [each for each in outcomes if id(each) not in failed]
     results, ledger = tables.gather([(each.path.stem, each.executed) for each in finished], list(grid.values))
@@ -150,8 +151,8 @@ def _draw(
     written: list[Path],
 ) -> list[str]:
     """Draw what is wanted, and say what cannot be drawn."""
-    from lossbook.press import figures
     from lossbook.press.files import write_whole
+    from lossbook.press.findings import figures
 
     complaints = []
     if ledger.empty and results.empty:
@@ -192,7 +193,7 @@ def _show_summary(
     results: "pd.DataFrame",
     ledger: "pd.DataFrame",
 ) -> None:
-    from lossbook.press import tables
+    from lossbook.press.findings import tables
 
     names = grid.varying or list(grid.values)
     verdicts, means = tables.verdicts(ledger), tables.means(results)
@@ -211,109 +212,3 @@ def _show_summary(
     for number, what in ((len(outcomes) - SUMMARY, "runs"), (len(means) - MEANS, "results")):
         if number > 0:
             notes.print(f"{number} more {what} are in the tables")
-
-
-@app.command()
-def record(
-    context: typer.Context,
-    slug: Slug,
-    profile: ProfileOption = "full",
-    parameters: Annotated[
-        list[str] | None, typer.Option("--parameter", "-p", metavar="NAME=VALUE", help="A parameter's value, as YAML.")
-    ] = None,
-    scheduler: SchedulerOption = None,
-    timeout: TimeoutOption = None,
-    memory: MemoryOption = None,
-) -> None:
-    """Run a notebook, unless that was done, and keep what it found under records/."""
-    from lossbook.press import engine, entries, records, runs
-    from lossbook.press.parameters import Parameters
-
-    project: Project = context.obj.project
-    paper = project.paper(slug)
-    notebook = runs.read_script(paper)
-    settings = Parameters(paper, notebook).settings(profile, parameters or ())
-    writable(project.root / "records" / slug)
-    plans = engine.plan(project, [engine.Request(paper, notebook, settings)])
-    [outcome] = engine.carry_out(project, plans, engine_options(1, scheduler, timeout, memory), notes)
-    executed = outcome.executed
-    show_entries(entries.of(executed))
-    if failure := runs.failure_of(executed):
-        raise PressError(f"{failure.describe(paper)}\n{quote(failure)}nothing is recorded of a run that failed")
-    device = executed.metadata["lossbook"]["run"]["device"]
-    folder = records.place(project, slug, settings.name, device)
-    records.record(project, folder, executed)
-    if not outcome.ran:
-        notes.print("this run was stored; it was not made again")
-    typer.echo(project.short(folder))
-
-
-@app.command()
-def compare(
-    context: typer.Context,
-    left: Annotated[
-        str, typer.Argument(metavar="RUN", help="An executed notebook, a record's folder, or a paper in the book.")
-    ],
-    right: Annotated[str, typer.Argument(metavar="RUN", help="Another.")],
-) -> None:
-    """Show two runs side by side."""
-    from lossbook.press import compare as comparing
-    from lossbook.press.files import write_whole
-
-    project: Project = context.obj.project
-    one, other = comparing.pair(project, left, right)
-    if rows := comparing.entry_rows(one, other):
-        _show_rows(rows, "entry", one.name, other.name, "change")
-    else:
-        notes.print("neither run has an entry")
-    if rows := comparing.setting_rows(one, other):
-        typer.echo()
-        _show_rows(rows, "made with", one.name, other.name)
-    path = project.output / "compare" / f"{comparing.name_of(one, other)}.html"
-    write_whole(path, comparing.page(one, other))
-    typer.echo(project.short(path))
-
-
-def _show_rows(rows: Sequence[Any], *columns: str) -> None:
-    shown = table(*columns)
-    for row in rows:
-        shown.add_row(*(row.name, row.left, row.right, row.change)[: len(columns)])
-    show(shown)
-
-
-@app.command()
-def links(
-    context: typer.Context,
-    check: Annotated[
-        bool, typer.Option("--check", help="Visit them, which needs a network, and name the dead.")
-    ] = False,
-) -> None:
-    """List the links of the built site that lead elsewhere."""
-    from lossbook.press import links as linking
-    from lossbook.press.progress import track
-
-    found = linking.external(context.obj.project.site)
-    if not check:
-        shown = table("address", "places", "first page")
-        for link in found:
-            shown.add_row(Text(link.address), str(link.places), link.page)
-        show(shown)
-        return
-    with track(notes, f"visiting {len(found)} links", unit="pages") as report:
-        answers = linking.check([link.address for link in found], report)
-    if found and all(answer.state == "unreached" for answer in answers.values()):
-        raise PressError(
-            f"none of {len(found)} links could be reached ({answers[found[0].address].detail}): "
-            "there is no network, and nothing is known about them"
-        )
-    shown = table("address", "state", "answer", "places", "first page")
-    for link in found:
-        answer = answers[link.address]
-        shown.add_row(Text(link.address), answer.state, Text(answer.detail), str(link.places), link.page)
-    show(shown)
-    dead = [link for link in found if answers[link.address].state in ("dead", "unreached")]
-    if dead:
-        raise PressError(
-            f"{len(dead)} of {len(found)} links are dead:\n"
-            + "\n".join(f"  {link.address} on {link.page}: {answers[link.address].detail}" for link in dead)
-        )

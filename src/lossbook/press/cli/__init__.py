@@ -1,0 +1,1 @@
+"""The command line: a file a command or two, their common options, and what is printed."""

@@ -1,0 +1,1 @@
+"""What runs found: ledgers, tables, figures of sweeps, records, and two runs side by side."""

@@ -1,0 +1,1 @@
+"""The finished site: rendering, serving, links that lead elsewhere."""
