@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lossbook.lab.ledger import MEDIA_TYPE, CheckFailed, Ledger, max_error
+from lossbook.formats import LEDGER_TYPE
+from lossbook.lab.ledger import CheckFailed, Ledger, max_error
 
 
 @pytest.fixture
@@ -31,7 +32,7 @@ def claim(ledger, direction="greater", margin=0.0, id="c1"):
 def test_a_check_is_shown_for_people_and_machines(ledger, shown):
     ledger.check("identity", "a < b & so on", error=1e-16, tolerance=1e-12, cases=10)
     (bundle,) = shown
-    assert json.loads(json.dumps(bundle[MEDIA_TYPE], allow_nan=False)) == {
+    assert json.loads(json.dumps(bundle[LEDGER_TYPE], allow_nan=False)) == {
         "kind": "check", "id": "identity", "statement": "a < b & so on", "verdict": "verified",
         "error": 1e-16, "tolerance": 1e-12, "cases": 10, "evidence": "error 1e-16, tolerance 1e-12, 10 cases",
     }  # fmt: skip
@@ -43,7 +44,7 @@ def test_a_check_is_shown_for_people_and_machines(ledger, shown):
 def test_a_failed_check_is_recorded_and_stops(ledger, shown, error):
     with pytest.raises(CheckFailed, match="identity: error .* is above the tolerance 1e-12"):
         ledger.check("identity", "a = b", error=error, tolerance=1e-12, cases=10)
-    entry = shown[0][MEDIA_TYPE]
+    entry = shown[0][LEDGER_TYPE]
     assert entry["verdict"] == "failed"
     json.dumps(entry, allow_nan=False)
 
@@ -73,7 +74,7 @@ def test_the_verdict_follows_from_the_interval(ledger, shown, direction, margin,
     assert judged.verdict is None
     judged.judge(values)
     assert judged.verdict == verdict
-    entry = shown[0][MEDIA_TYPE]
+    entry = shown[0][LEDGER_TYPE]
     assert entry["verdict"] == verdict and entry["seeds"] == len(values)
     json.dumps(entry, allow_nan=False)
     assert str(margin).removesuffix(".0") in entry["criterion"]
@@ -106,17 +107,17 @@ def test_of_several_comparisons_the_weakest_decides(ledger, shown):
     first, second = claim(ledger, id="a"), claim(ledger, id="b")
     first.judge({"x": strong, "y": weak})
     assert first.verdict == "supported"
-    assert shown[-1][MEDIA_TYPE]["against"] == "y" and shown[-1][MEDIA_TYPE]["comparisons"] == 2
+    assert shown[-1][LEDGER_TYPE]["against"] == "y" and shown[-1][LEDGER_TYPE]["comparisons"] == 2
     second.judge({"x": strong, "y": wrong})
     assert second.verdict == "contradicted"
-    assert shown[-1][MEDIA_TYPE]["against"] == "y"
+    assert shown[-1][LEDGER_TYPE]["against"] == "y"
 
 
 def test_several_comparisons_widen_the_intervals(ledger, shown):
     values = [0.5, 0.6, 0.4]
     claim(ledger, id="one").judge(values)
     claim(ledger, id="two").judge({"x": values, "y": values})
-    one, two = (bundle[MEDIA_TYPE] for bundle in shown)
+    one, two = (bundle[LEDGER_TYPE] for bundle in shown)
     assert two["low"] < one["low"] < one["high"] < two["high"]
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from lossbook.press.findings import ledgers
+from lossbook.formats import LEDGER_TYPE
 from lossbook.press.pages import scoreboard
 from lossbook.press.pages.model import Page
 from lossbook.press.project import Paper, Project
@@ -59,7 +59,7 @@ def board(tmp_path):
     def made(heading="*Title* of `x`", failure=None, guides=(), **found):
         pages = []
         for slug, each in found.items():
-            outputs = [new_output("display_data", data={ledgers.MEDIA_TYPE: entry}) for entry in each]
+            outputs = [new_output("display_data", data={LEDGER_TYPE: entry}) for entry in each]
             notebook = new_notebook(cells=[new_markdown_cell(f"# {heading}"), new_code_cell("", outputs=outputs)])
             run = {"part": "layers", "slug": slug, "profile": "quick", "failure": failure}
             notebook.metadata["lossbook"] = {"run": run}

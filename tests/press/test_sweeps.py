@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 import pandas as pd
 import pytest
 
+from lossbook.formats import student_interval
 from lossbook.press.errors import PressError, Refused
 from lossbook.press.findings import figures, tables
 from lossbook.press.project import Project
@@ -175,7 +176,7 @@ def test_columns_have_one_type_each_and_missing_values():
 
 
 def test_the_interval_is_that_of_student():
-    low, high = figures.interval([1, 2, 3])
+    low, high = student_interval([1, 2, 3])
     # The mean is 2, its standard error 1/√3, and t is 4.3027.
     assert low == pytest.approx(2 - 4.30265 / 3**0.5, abs=1e-4) and high == pytest.approx(4 - low)
 

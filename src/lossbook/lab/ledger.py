@@ -9,13 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lossbook.formats import LEDGER_TYPE, SIGNS, badge, effect, number
 from lossbook.lab.statistics import Interval, mean_interval
 
-__all__ = ["MEDIA_TYPE", "CheckFailed", "Claim", "Ledger", "Table", "max_error"]
+__all__ = ["CheckFailed", "Claim", "Ledger", "Table", "max_error"]
 
-#: Media type of an entry in a notebook's output.
-MEDIA_TYPE = "application/vnd.lossbook.ledger+json"
-MARKS = {"verified": "✓", "supported": "✓", "failed": "✗", "contradicted": "✗", "inconclusive": "?"}
 # Confidence of every interval behind a verdict.
 CONFIDENCE = 0.95
 
@@ -131,7 +129,8 @@ class Ledger:
         if missing := sorted(self.claims.keys() - judged):
             raise RuntimeError(f"claims stated but never judged: {', '.join(missing)}")
         rows = [
-            [entry["id"], _badge(entry["verdict"]), entry["statement"], entry["evidence"]] for entry in self.entries
+            [entry["id"], _Markup(badge(entry["verdict"])), entry["statement"], entry["evidence"]]
+            for entry in self.entries
         ]
         return Table(["", "Verdict", "Statement", "Evidence"], rows, "All checks and claims of this page")
 
@@ -144,7 +143,7 @@ class Ledger:
 
         entry["evidence"] = _evidence(entry)
         self.entries.append(entry)
-        display({MEDIA_TYPE: entry, "text/html": _box(entry), "text/plain": _line(entry)}, raw=True)
+        display({LEDGER_TYPE: entry, "text/html": _box(entry), "text/plain": _line(entry)}, raw=True)
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,7 @@ class Claim:
 
     def _room(self, interval: Interval) -> tuple[int, float]:
         """How far the claim holds: by verdict first, then by the distance of the interval from the margin."""
-        rank = {"contradicted": 0, "inconclusive": 1, "supported": 2}[self._compare(interval)]
+        rank = ("contradicted", "inconclusive", "supported").index(self._compare(interval))
         if self.direction == "greater":
             return rank, interval.low - self.margin
         if self.direction == "less":
@@ -280,24 +279,14 @@ def _cell(value: Any) -> str:
     return value if isinstance(value, _Markup) else escape(str(value))
 
 
-def _badge(verdict: str) -> _Markup:
-    return _Markup(f'<span class="lossbook-verdict lossbook-{verdict}">{MARKS[verdict]} {verdict}</span>')
-
-
-def _number(value: float | None, missing: str) -> str:
-    return missing if value is None else f"{value:.3g}"
-
-
 def _evidence(entry: dict[str, Any]) -> str:
     if entry["kind"] == "check":
-        error = _number(entry["error"], "not finite")
+        error = number(entry["error"], "not finite")
         cases = f"{entry['cases']:,} case{'' if entry['cases'] == 1 else 's'}"
         return f"error {error}, tolerance {entry['tolerance']:.2g}, {cases}"
-    low, high = _number(entry["low"], "−∞"), _number(entry["high"], "∞")
     against = f", against {entry['against']} (of {entry['comparisons']})" if "against" in entry else ""
     seeds = f"{entry['seeds']} seed{'' if entry['seeds'] == 1 else 's'}"
-    effect = f"{_number(entry['effect'], 'no value')} [{low}, {high}] {entry['unit']}"
-    return f"{effect}{against}, margin {entry['margin']:g}, {seeds}"
+    return f"{effect(entry)}{against}, margin {entry['margin']:g}, {seeds}"
 
 
 def _box(entry: dict[str, Any]) -> str:
@@ -305,7 +294,7 @@ def _box(entry: dict[str, Any]) -> str:
     kind, verdict = entry["kind"], entry["verdict"]
     return (
         f'<div class="lossbook-entry lossbook-{kind} lossbook-{verdict}" id="{kind}-{escape(entry["id"])}">'
-        f'<div class="lossbook-head">{_badge(verdict)} '
+        f'<div class="lossbook-head">{badge(verdict)} '
         f'<span class="lossbook-kind">{kind} {escape(entry["id"])}</span></div>'
         f'<div class="lossbook-statement">{escape(entry["statement"])}</div>{criterion}'
         f'<div class="lossbook-evidence">{escape(entry["evidence"])}</div></div>'
@@ -313,5 +302,5 @@ def _box(entry: dict[str, Any]) -> str:
 
 
 def _line(entry: dict[str, Any]) -> str:
-    head = f"{MARKS[entry['verdict']]} {entry['kind']} {entry['id']} {entry['verdict']}"
+    head = f"{SIGNS[entry['verdict']]} {entry['kind']} {entry['id']} {entry['verdict']}"
     return f"{head}: {entry['statement']} ({entry['evidence']})"

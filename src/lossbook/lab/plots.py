@@ -9,8 +9,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
+
+from lossbook.formats import use_look
 
 __all__ = ["show", "show_source", "show_table", "use_theme"]
 
@@ -24,25 +25,7 @@ def use_theme() -> None:
         >>> plt.rcParams["figure.figsize"]
         [7.0, 3.6]
     """
-    sns.set_theme(
-        style="whitegrid",
-        palette="colorblind",
-        rc={
-            "figure.figsize": (7, 3.6),
-            "figure.constrained_layout.use": True,
-            "font.size": 10,
-            "axes.titlesize": 11,
-            "axes.labelsize": 10,
-            "legend.fontsize": 9,
-            "legend.frameon": False,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            # Text as outlines: a browser without the font shows the same figure.
-            "svg.fonttype": "path",
-            # No random identifiers: the same figure is the same file.
-            "svg.hashsalt": "lossbook",
-        },
-    )
+    use_look()
 
 
 def show(figure: Figure, *, caption: str, alt: str) -> None:

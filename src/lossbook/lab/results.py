@@ -4,10 +4,9 @@ import json
 
 import pandas as pd
 
-__all__ = ["RESULTS_TYPE", "record"]
+from lossbook.formats import RESULTS_TYPE
 
-#: Media type of a table of results in a notebook's output.
-RESULTS_TYPE = "application/vnd.lossbook.results+json"
+__all__ = ["record"]
 
 
 def record(frame: pd.DataFrame, name: str = "results") -> None:
@@ -23,6 +22,8 @@ def record(frame: pd.DataFrame, name: str = "results") -> None:
 
     Examples:
         >>> import pandas as pd
+
+    from lossbook.formats import RESULTS_TYPE
         >>> lab.record(pd.DataFrame({"seed": [0, 1], "accuracy": [81.0, 82.5]}))
         results: 2 rows of seed, accuracy, kept with this run
     """

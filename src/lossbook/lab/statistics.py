@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from lossbook.formats import student_interval
+
 __all__ = ["Interval", "best_setting", "equivalence", "mean_interval", "paired"]
 
 
@@ -41,11 +43,7 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
         raise ValueError(f"values: expected a list of numbers, got shape {values.shape}")
     if not np.isfinite(values).all():
         raise ValueError(f"values: expected finite numbers, got {values.tolist()}")
-    n, mean = len(values), float(values.mean())
-    if n == 1:
-        return Interval(mean, -np.inf, np.inf, 1)
-    half = stats.t.ppf((1 + confidence) / 2, n - 1) * stats.sem(values)
-    return Interval(mean, mean - float(half), mean + float(half), n)
+    return Interval(float(values.mean()), *student_interval(values, confidence), len(values))
 
 
 def equivalence(values: Sequence[float], margin: float) -> float:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lossbook.formats import student_interval, use_look
 from lossbook.press.errors import PressError, unknown
 from lossbook.press.findings import tables
 
@@ -14,20 +15,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLAIM = "claim."
-# The look of the notebooks' figures, without what their theme imports.
-LOOK = {
-    "figure.figsize": (7, 3.6),
-    "figure.constrained_layout.use": True,
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.labelsize": 10,
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "lossbook",
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +74,7 @@ def draw(quantity: Quantity, parameter: str, *, label: str = "", title: str = ""
     rows, x, y = quantity.rows, f"param.{parameter}", quantity.column
     title = title or f"{quantity.label} by {parameter}"
     with plt.rc_context():
-        sns.set_theme(style="whitegrid", palette="colorblind", rc=LOOK)
+        use_look()
         figure, axes = plt.subplots()
         try:
             if _is_number(rows[x]):
@@ -96,7 +83,7 @@ def draw(quantity: Quantity, parameter: str, *, label: str = "", title: str = ""
                 words = rows.assign(**{x: rows[x].astype("str")})
                 options = {"hue": quantity.kind, "dodge": 0.3} if quantity.kind else {}
                 sns.pointplot(
-                    words, x=x, y=y, errorbar=interval, linestyle="none", capsize=0.1, err_kws={"linewidth": 1.5},
+                    words, x=x, y=y, errorbar=_interval, linestyle="none", capsize=0.1, err_kws={"linewidth": 1.5},
                     ax=axes, **options,
                 )  # fmt: skip
             if quantity.margin is not None:
@@ -126,7 +113,7 @@ def _line(axes: Any, rows: "pd.DataFrame", x: str, y: str, kind: str | None) -> 
         axes.errorbar(rows[x], rows[y], yerr=gaps, marker="o", capsize=3, label="effect, 95 % interval")
     else:
         sns.lineplot(rows, x=x, y=y, hue=kind, style=kind, markers=True, marker=None if kind else "o", dashes=False,
-                     errorbar=interval, err_style="band", ax=axes)  # fmt: skip
+                     errorbar=_interval, err_style="band", ax=axes)  # fmt: skip
     values = sorted(float(value) for value in rows[x].unique())
     if values and values[0] > 0 and values[-1] / values[0] >= 20:
         axes.set_xscale("log")
@@ -135,16 +122,9 @@ def _line(axes: Any, rows: "pd.DataFrame", x: str, y: str, kind: str | None) -> 
         axes.minorticks_off()
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of a mean; not a number for fewer than two values."""
-    import numpy as np
-    from scipy import stats
-
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return math.nan, math.nan
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    # Of a single value nothing is drawn.
+    return student_interval(values) if len(values) > 1 else (math.nan, math.nan)
 
 
 def _is_number(column: "pd.Series") -> bool:

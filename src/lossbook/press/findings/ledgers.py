@@ -6,16 +6,10 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from lossbook.formats import FIELDS, LEDGER_TYPE
 from lossbook.press.errors import PressError
 from lossbook.press.project import Project
 from lossbook.press.runs import notebooks
-
-MEDIA_TYPE = "application/vnd.lossbook.ledger+json"
-KEYS = {
-    "check": ("error", "tolerance", "cases", "evidence"),
-    # Of several comparisons the weakest is recorded: `against` names it.
-    "claim": ("criterion", "effect", "low", "high", "margin", "seeds", "unit", "against", "evidence"),
-}
 
 
 def of(notebook: NotebookNode) -> list[dict[str, Any]]:
@@ -24,11 +18,11 @@ def of(notebook: NotebookNode) -> list[dict[str, Any]]:
     entries = []
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            entry = output.get("data", {}).get(MEDIA_TYPE)
+            entry = output.get("data", {}).get(LEDGER_TYPE)
             if entry is None:
                 continue
             head = {"part": run["part"], "slug": run["slug"], "profile": run["profile"]}
-            keys = ("kind", "id", "statement", "verdict", *KEYS.get(entry.get("kind"), ()))
+            keys = ("kind", "id", "statement", "verdict", *FIELDS.get(entry.get("kind"), ()))
             entries.append(head | {key: entry.get(key) for key in keys})
     return entries
 

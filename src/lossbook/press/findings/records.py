@@ -10,6 +10,7 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from lossbook import formats
 from lossbook.press.errors import PressError
 from lossbook.press.files import write_whole
 from lossbook.press.findings import ledgers, tables
@@ -125,10 +126,5 @@ def of(project: Project, slug: str) -> list[Record]:
 def effect(entry: dict[str, Any]) -> str:
     """The numbers of an entry: a claim's effect with its interval, or a check's error."""
     if entry["kind"] != "claim":
-        return f"error {_number(entry.get('error'), 'not finite')}"
-    low, high = _number(entry.get("low"), "−∞"), _number(entry.get("high"), "∞")
-    return f"{_number(entry.get('effect'), 'no value')} [{low}, {high}] {entry.get('unit') or ''}".rstrip()
-
-
-def _number(value: float | None, missing: str) -> str:
-    return missing if value is None else f"{value:.3g}"
+        return f"error {formats.number(entry.get('error'), 'not finite')}"
+    return formats.effect(entry)

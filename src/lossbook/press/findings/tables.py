@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from nbformat import NotebookNode
 
+from lossbook.formats import RESULTS_TYPE
 from lossbook.press.files import write_whole
 from lossbook.press.findings import ledgers
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MEDIA_TYPE = "application/vnd.lossbook.results+json"
 # What stands before a table's own columns.
 HEAD = ("run", "part", "slug", "profile", "table")
 
@@ -24,7 +24,7 @@ def results(notebook: NotebookNode) -> list[dict[str, Any]]:
     rows = []
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            if table := output.get("data", {}).get(MEDIA_TYPE):
+            if table := output.get("data", {}).get(RESULTS_TYPE):
                 # A column may be called like one of ours.
                 columns = [f"result.{name}" if name in HEAD else str(name) for name in table["columns"]]
                 rows += [{"table": table["name"], **dict(zip(columns, row, strict=True))} for row in table["data"]]

@@ -3,15 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lossbook.formats import VERDICTS, badge
 from lossbook.press.findings import ledgers
-from lossbook.press.pages.badges import badge
 from lossbook.press.pages.model import Page
 from lossbook.press.project import Project
 from lossbook.press.runs import notebooks
 
 # Verdicts of claims and of checks, in the order in which pages count them.
-CLAIMS = ("supported", "contradicted", "inconclusive")
-CHECKS = ("verified", "failed")
+CLAIMS, CHECKS = VERDICTS["claim"], VERDICTS["check"]
 
 
 @dataclass(frozen=True)

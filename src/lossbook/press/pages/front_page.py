@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 
+from lossbook.formats import badge
 from lossbook.press.findings import ledgers
 from lossbook.press.pages import catalogue
-from lossbook.press.pages.badges import badge
 from lossbook.press.pages.catalogue import CHECKS, CLAIMS, Item, Part
 from lossbook.press.pages.model import Page
 from lossbook.press.pages.myst import counted

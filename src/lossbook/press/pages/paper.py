@@ -14,10 +14,10 @@ import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
+from lossbook.formats import LEDGER_TYPE, RESULTS_TYPE, badge
 from lossbook.press.errors import Refused
-from lossbook.press.findings import ledgers, tables
+from lossbook.press.findings import tables
 from lossbook.press.pages import model
-from lossbook.press.pages.badges import badge
 from lossbook.press.pages.model import EXTRA, Page
 from lossbook.press.pages.myst import counted, dropdown, fence, plain
 from lossbook.press.project import Paper, Project
@@ -92,7 +92,7 @@ def _strip(notebook: NotebookNode) -> None:
     """Leave out what machines read: Sphinx does not know it."""
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
-            for kind in (ledgers.MEDIA_TYPE, tables.MEDIA_TYPE):
+            for kind in (LEDGER_TYPE, RESULTS_TYPE):
                 output.get("data", {}).pop(kind, None)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from lossbook.formats import badge
 from lossbook.press.errors import PressError
 from lossbook.press.files import duration
 from lossbook.press.findings import ledgers, records
-from lossbook.press.pages.badges import badge
 from lossbook.press.project import Paper, Project
 
 

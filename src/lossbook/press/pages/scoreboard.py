@@ -9,9 +9,9 @@ from urllib.parse import quote, urlencode
 
 from markdown_it import MarkdownIt
 
+from lossbook.formats import FIELDS, badge
 from lossbook.press.findings import ledgers, tables
 from lossbook.press.pages import catalogue, front_page
-from lossbook.press.pages.badges import badge
 from lossbook.press.pages.model import EXTRA, Page
 from lossbook.press.pages.myst import counted
 from lossbook.press.pages.scripts import script
@@ -33,7 +33,7 @@ COLUMNS = {
 # The columns of the downloads.
 FIELDS = (
     *("part", "slug", "title", "profile", "finished", "page", "kind", "id", "statement", "verdict"),
-    *dict.fromkeys(key for keys in ledgers.KEYS.values() for key in keys),
+    *dict.fromkeys(key for keys in FIELDS.values() for key in keys),
 )
 
 
