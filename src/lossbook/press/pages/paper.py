@@ -17,7 +17,7 @@ from nbformat.v4 import new_markdown_cell, new_notebook
 from lossbook.formats import LEDGER_TYPE, RESULTS_TYPE, badge
 from lossbook.press.errors import Refused
 from lossbook.press.findings import tables
-from lossbook.press.pages import model
+from lossbook.press.pages import model, recorded
 from lossbook.press.pages.model import EXTRA, Page
 from lossbook.press.pages.myst import counted, dropdown, fence, plain
 from lossbook.press.project import Paper, Project
