@@ -113,7 +113,7 @@ def test_what_cannot_be_written_ends_the_others(tiny, project, silent, monkeypat
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(engine, "_results", results)
-    monkeypatch.setattr(runs, "write", full)
+    monkeypatch.setattr(notebooks, "write", full)
     try:
         engine.carry_out(project, engine.plan(project, [request(project, "one")]), engine.Options(), silent)
     except OSError:

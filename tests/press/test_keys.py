@@ -8,7 +8,7 @@ import jupytext
 import pytest
 
 from lossbook.press.project import Project
-from lossbook.press.runs import keys
+from lossbook.press.runs import device, keys
 from lossbook.press.runs.keys import Key, Keys
 from lossbook.press.runs.parameters import Settings
 
@@ -85,12 +85,12 @@ def test_parameters_versions_and_device_are_in_the_key(project, monkeypatch):
         project, SCRIPT, Settings("full", {"b": 2, "a": 1, "device": "cpu"})
     )
     on_gpu = settings(rate=0.1, device="auto")
-    monkeypatch.setattr(machine, "device_of_machine", lambda: {"kind": "cuda", "name": "Card 1"})
+    monkeypatch.setattr(device, "device_of_machine", lambda: {"kind": "cuda", "name": "Card 1"})
     card = key(project, SCRIPT, on_gpu)
-    monkeypatch.setattr(machine, "device_of_machine", lambda: {"kind": "cuda", "name": "Card 2"})
+    monkeypatch.setattr(device, "device_of_machine", lambda: {"kind": "cuda", "name": "Card 2"})
     assert card.difference(key(project, SCRIPT, on_gpu).parts) == "device changed"
     # Processors of one kind are taken for the same.
-    monkeypatch.setattr(machine, "cpu", lambda: {"kind": "cpu", "name": "another"})
+    monkeypatch.setattr(device, "cpu", lambda: {"kind": "cpu", "name": "another"})
     assert key(project, SCRIPT, settings(rate=0.1)) == before
     (project.root / "constraints.txt").write_text("numpy==2.1\n")
     assert before.difference(key(project, SCRIPT, settings(rate=0.1)).parts) == "versions changed"

@@ -8,6 +8,7 @@ import pytest
 
 from lossbook.press.errors import PressError
 from lossbook.press.findings import compare, records
+from lossbook.press.pages import comparison
 from lossbook.press.pages.recorded import section
 from lossbook.press.project import Project
 from lossbook.press.runs import notebooks
@@ -228,5 +229,5 @@ def test_what_is_no_run_is_refused(tiny, tmp_path, make, words):
 def test_text_of_notebooks_is_text_in_the_page(recorded):
     side = compare.load(recorded.project, str(stored(recorded, "rate=0.9")))
     entries = [{**side.entries[0], "id": "<script>", "verdict": "<b>"}]
-    page = compare.page(compare.Side("<i>", side.path, side.run, entries, []), side)
+    page = comparison.page(compare.Side("<i>", side.path, side.run, entries, []), side)
     assert not re.search("<script|<b>|<i>", page)

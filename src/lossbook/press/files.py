@@ -1,11 +1,12 @@
 """Files that are whole or absent, a lock for one build at a time, and times in words."""
 
 import contextlib
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lossbook.press.errors import PressError
 
@@ -41,15 +42,14 @@ def locked(folder: Path) -> Iterator[None]:
         PressError: if another process holds it. The lock ends with its process, however that ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise PressError(f"another build is at work in {folder} (process {file.read().strip()})") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    lock, holder = FileLock(folder / ".lock", blocking=False), folder / ".lock.holder"
+    try:
+        held = lock.acquire()
+    except Timeout:
+        who = holder.read_text(encoding="utf-8") if holder.is_file() else "unknown"
+        raise PressError(f"another build is at work in {folder} (process {who})") from None
+    with held:
+        holder.write_text(str(os.getpid()), encoding="utf-8")
         yield
 
 

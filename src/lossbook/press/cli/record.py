@@ -65,6 +65,7 @@ def compare(
     """Show two runs side by side."""
     from lossbook.press.files import write_whole
     from lossbook.press.findings import compare as comparing
+    from lossbook.press.pages import comparison
 
     project: Project = context.obj.project
     one, other = comparing.pair(project, left, right)
@@ -76,7 +77,7 @@ def compare(
         typer.echo()
         _show_rows(rows, "made with", one.name, other.name)
     path = project.output / "compare" / f"{comparing.name_of(one, other)}.html"
-    write_whole(path, comparing.page(one, other))
+    write_whole(path, comparison.page(one, other))
     typer.echo(project.short(path))
 
 

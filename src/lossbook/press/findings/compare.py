@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -152,58 +151,6 @@ def _made(run: dict[str, Any]) -> dict[str, str]:
         if name not in ("parameters", "versions", "device"):
             made[name] = str(digest)[:9]
     return made
-
-
-def page(left: Side, right: Side) -> str:
-    """A page with both runs' entries, differences and figures, complete in itself."""
-    sides = f"<th scope='col'>{escape(left.name)}</th><th scope='col'>{escape(right.name)}</th>"
-    found = "".join(
-        f"<tr{' class=changed' if row.change else ''}><th scope='row'>{escape(row.name)}</th>"
-        f"<td>{escape(row.left)}</td><td>{escape(row.right)}</td><td>{escape(row.change)}</td></tr>"
-        for row in entry_rows(left, right)
-    )
-    made = "".join(
-        f"<tr><th scope='row'>{escape(row.name)}</th><td>{escape(row.left)}</td><td>{escape(row.right)}</td></tr>"
-        for row in setting_rows(left, right)
-    )
-    pairs = ""
-    for index in range(max(len(left.figures), len(right.figures))):
-        cells = "".join(
-            f"<div><p>{escape(side.name)}</p>{side.figures[index] if index < len(side.figures) else 'no figure'}</div>"
-            for side in (left, right)
-        )
-        pairs += f"<section class='pair' aria-label='Figure {index + 1}'>{cells}</section>"
-    title = f"{' and '.join(dict.fromkeys([left.run['slug'], right.run['slug']]))}: {left.name} and {right.name}"
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>
-body {{ font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222; }}
-table {{ border-collapse: collapse; margin: 1rem 0; }}
-th, td {{ border-bottom: 1px solid #ccc; padding: .3rem .8rem; text-align: left; vertical-align: top; }}
-.changed td:last-child {{ font-weight: bold; }}
-.pair {{ display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; border-top: 1px solid #ccc; padding: 1rem 0; }}
-.pair p {{ font-weight: bold; margin: 0; overflow-wrap: anywhere; }}
-figure {{ margin: 0; }}
-img {{ max-width: 100%; background: white; }}
-@media (max-width: 50rem) {{ .pair {{ grid-template-columns: 1fr; }} }}
-</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<h2>What they found</h2>
-<table><thead><tr><th scope="col">Entry</th>{sides}<th scope="col">Change</th></tr></thead>
-<tbody>{found}</tbody></table>
-<h2>How they were made</h2>
-<table><thead><tr><th scope="col">What differs</th>{sides}</tr></thead><tbody>{made}</tbody></table>
-<h2>Figures</h2>
-{pairs or "<p>Neither has any.</p>"}
-</body>
-</html>
-"""
 
 
 def name_of(left: Side, right: Side) -> str:

@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lossbook.formats import VERDICTS, badge
+from markupsafe import Markup
+
+from lossbook.formats import VERDICTS
 from lossbook.press.findings import ledgers
+from lossbook.press.pages.html import render
 from lossbook.press.pages.model import Page
 from lossbook.press.project import Project
 from lossbook.press.runs import notebooks
@@ -46,6 +49,11 @@ class Part:
         """How many of its papers have a page."""
         return sum(item.page is not None for item in self.items)
 
+    @property
+    def percent(self) -> float:
+        """Their share."""
+        return 100 * self.done / len(self.items) if self.items else 0.0
+
 
 def parts(project: Project, pages: Sequence[Page]) -> list[Part]:
     """The parts of the book, in its order, with all their papers."""
@@ -81,14 +89,14 @@ def people(authors: str) -> str:
     return authors if len(names) <= 3 else f"{names[0]} and {len(names) - 1} others"
 
 
-def verdicts(page: Page) -> str:
+def verdicts(page: Page) -> Markup:
     """How a paper came out, in badges; empty if nothing is known."""
     counts = ledgers.score(page.entries)
-    lines = []
+    lines: list[tuple[str, list[tuple[str, str]]]] = []
     if notebooks.failure_of(page.notebook):
-        lines.append(badge("failed", "run not finished"))
-    for kind, order in (("claim", CLAIMS), ("check", CHECKS)):
-        found = [badge(verdict, f"{counts[kind][verdict]} {verdict}") for verdict in order if counts[kind][verdict]]
+        lines.append(("", [("failed", "run not finished")]))
+    for kind, order in VERDICTS.items():
+        found = [(verdict, f"{counts[kind][verdict]} {verdict}") for verdict in order if counts[kind][verdict]]
         if found:
-            lines.append(f"<span>{kind.capitalize()}s</span> {' '.join(found)}")
-    return "".join(f"<p class='lossbook-outcome'>{line}</p>" for line in lines)
+            lines.append((f"{kind.capitalize()}s", found))
+    return render("outcome.html", lines=lines)

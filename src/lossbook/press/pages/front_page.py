@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
-from lossbook.formats import badge
+from markupsafe import Markup
+
 from lossbook.press.findings import ledgers
 from lossbook.press.pages import catalogue
-from lossbook.press.pages.catalogue import CHECKS, CLAIMS, Item, Part
+from lossbook.press.pages.catalogue import CHECKS, CLAIMS, Item
+from lossbook.press.pages.html import render
 from lossbook.press.pages.model import Page
 from lossbook.press.pages.myst import counted
 from lossbook.press.project import Project
@@ -17,10 +19,10 @@ from lossbook.press.runs import notebooks
 # The side of a paper's square, and the radius of a claim's mark at most.
 SIDE, RADIUS = 32, 5.5
 # Marks of claims around (0, 0) within a circle of radius 1: told apart by form as well as by colour.
-MARKS = {
-    "supported": "<circle r='1'/>",
-    "contradicted": "<path d='M-.85-.85.85.85M.85-.85-.85.85'/>",
-    "inconclusive": "<circle r='.8'/>",
+FORMS = {
+    "supported": Markup("<circle r='1'/>"),
+    "contradicted": Markup("<path d='M-.85-.85.85.85M.85-.85-.85.85'/>"),
+    "inconclusive": Markup("<circle r='.8'/>"),
 }
 
 
@@ -42,13 +44,13 @@ def score(project: Project, pages: Sequence[Page]) -> str:
     known = len(project.catalogue)
     counts = ledgers.score(entry for page in pages for entry in page.entries)
     said = f"{papers} of {counted(known, 'paper')}" if known else counted(papers, "paper")
-    boxes = [f"<span class='lossbook-count'>{said}</span>"]
-    for kind, verdicts in (("check", CHECKS), ("claim", CLAIMS)):
-        for verdict in verdicts:
-            number = counts[kind][verdict]
-            if number or verdict != "failed":
-                boxes.append(badge(verdict, f"{counted(number, kind)} {verdict}"))
-    return f"<div class='lossbook-score'>{' '.join(boxes)}</div>"
+    boxes = [
+        (verdict, f"{counted(counts[kind][verdict], kind)} {verdict}")
+        for kind, verdicts in (("check", CHECKS), ("claim", CLAIMS))
+        for verdict in verdicts
+        if counts[kind][verdict] or verdict != "failed"
+    ]
+    return render("score.html", papers=said, boxes=boxes)
 
 
 def picture(project: Project, pages: Sequence[Page]) -> str:
@@ -56,62 +58,39 @@ def picture(project: Project, pages: Sequence[Page]) -> str:
     parts = [part for part in catalogue.parts(project, pages) if part.items]
     if not parts:
         return ""
-    rows = "".join(_row(part) for part in parts)
-    key = "".join(f"<span>{_mark(verdict)} claim {verdict}</span>" for verdict in CLAIMS)
-    return (
-        f"<figure class='lossbook-map'><ul role='list'>{rows}</ul>"
-        f"<figcaption><span>A square is a paper, a mark in it a claim:</span>{key}"
-        "<span><i class='lossbook-tile'></i> planned</span></figcaption></figure>"
-    )
+    rows = [(part, [_tile(item) for item in part.items]) for part in parts]
+    return render("picture.html", rows=rows, verdicts=CLAIMS, forms=FORMS, side=SIDE)
 
 
-def _row(part: Part) -> str:
-    tiles = "".join(_tile(item) for item in part.items)
-    name = f"<a href='roadmap.html#{escape(part.anchor)}'>{escape(part.title)}</a>"
-    return (
-        f"<li><span class='lossbook-map-part'>{name} <small>{part.done} of {len(part.items)}</small></span>"
-        f"<span class='lossbook-tiles'>{tiles}</span></li>"
-    )
-
-
-def _tile(item: Item) -> str:
-    """A paper's square. Planned ones are for the eye alone: the row says how many there are, the roadmap which."""
+def _tile(item: Item) -> dict[str, Any]:
+    """A paper's square: its page, what it says to those who do not see it, its marks."""
     if item.page is None:
-        return f"<i class='lossbook-tile' title='{escape(item.title)} (planned)' aria-hidden='true'></i>"
+        return {"page": "", "label": item.title, "marks": []}
     claims = sorted((e["verdict"] for e in item.page.entries if e["kind"] == "claim"), key=CLAIMS.index)
     found = [f"{claims.count(verdict)} {verdict}" for verdict in CLAIMS if verdict in claims]
     if notebooks.failure_of(item.page.notebook):
         found.append("run not finished")
-    label = escape(f"{item.title}: {', '.join(found) or 'no claims'}")
-    return (
-        f"<a class='lossbook-tile' href='{item.page.paper.page}.html' aria-label='{label}' title='{label}'>"
-        f"<svg viewBox='0 0 {SIDE} {SIDE}' aria-hidden='true'>{_marks(claims)}</svg></a>"
-    )
+    label = f"{item.title}: {', '.join(found) or 'no claims'}"
+    return {"page": item.page.paper.page, "label": label, "marks": _marks(claims)}
 
 
-def _marks(claims: Sequence[str]) -> str:
-    """Marks in rows that fill a square, the last row centred."""
+def _marks(claims: Sequence[str]) -> list[tuple[str, float, float, float]]:
+    """Marks in rows that fill a square, the last row centred: verdict, place and radius of each."""
     if not claims:
-        return ""
+        return []
     columns = math.ceil(math.sqrt(len(claims)))
     lines = [claims[start : start + columns] for start in range(0, len(claims), columns)]
     step = SIDE / (columns + 0.6)
-    radius = min(RADIUS, 0.36 * step)
-    drawn = ""
-    for i, line in enumerate(lines):
-        for j, verdict in enumerate(line):
-            x = SIDE / 2 + (j - (len(line) - 1) / 2) * step
-            y = SIDE / 2 + (i - (len(lines) - 1) / 2) * step
-            drawn += (
-                f"<g class='lossbook-mark lossbook-{verdict}' transform='translate({x:.4g} {y:.4g}) "
-                f"scale({radius:.3g})'>{MARKS[verdict]}</g>"
-            )
-    return drawn
-
-
-def _mark(verdict: str) -> str:
-    mark = f"<g class='lossbook-mark lossbook-{verdict}' transform='translate(7 7) scale(5.5)'>{MARKS[verdict]}</g>"
-    return f"<svg viewBox='0 0 14 14' width='14' height='14' aria-hidden='true'>{mark}</svg>"
+    return [
+        (
+            verdict,
+            SIDE / 2 + (j - (len(line) - 1) / 2) * step,
+            SIDE / 2 + (i - (len(lines) - 1) / 2) * step,
+            min(RADIUS, 0.36 * step),
+        )
+        for i, line in enumerate(lines)
+        for j, verdict in enumerate(line)
+    ]
 
 
 # By the name in `<!-- lossbook:NAME -->`, which hand-written pages put where they want it.

@@ -7,16 +7,26 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from lossbook import formats
+from lossbook.press.pages.myst import counted
+
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    # What templates may call.
+    environment.globals |= {
+        "badge": lambda verdict, text=None: Markup(formats.badge(verdict, text)),
+        "counted": counted,
+        "effect": formats.effect,
+    }
+    return environment
 
 
 def render(template: str, **values: Any) -> Markup:

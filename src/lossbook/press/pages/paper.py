@@ -6,18 +6,17 @@ import shlex
 import shutil
 from collections.abc import Container, Mapping, Sequence
 from datetime import datetime
-from html import escape
 from pathlib import Path
-from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell, new_notebook
 
-from lossbook.formats import LEDGER_TYPE, RESULTS_TYPE, badge
+from lossbook.formats import LEDGER_TYPE, RESULTS_TYPE
 from lossbook.press.errors import Refused
 from lossbook.press.findings import tables
 from lossbook.press.pages import model, recorded
+from lossbook.press.pages.html import render
 from lossbook.press.pages.model import EXTRA, Page
 from lossbook.press.pages.myst import counted, dropdown, fence, plain
 from lossbook.press.project import Paper, Project
@@ -153,28 +152,14 @@ def _verdicts(page: Page) -> str:
     if not page.entries:
         return ""
     claims, checks = ([entry for entry in page.entries if entry["kind"] == kind] for kind in ("claim", "check"))
-    rows = "".join(f"<li>{badge(claim['verdict'])} {_link(claim)}</li>" for claim in claims)
     good = sum(check["verdict"] == "verified" for check in checks)
-    links = ", ".join(f"<a href='#check-{escape(check['id'])}'>{escape(check['id'])}</a>" for check in checks)
     counts = []
     if good:
-        counts.append(badge("verified", f"{counted(good, 'check')} verified"))
+        counts.append(("verified", f"{counted(good, 'check')} verified"))
     if good < len(checks):
-        counts.append(badge("failed", f"{counted(len(checks) - good, 'check')} failed"))
-    listed = (
-        f"<details><summary>{' '.join(counts)} <span>which</span></summary><p>{links}</p></details>" if checks else ""
-    )
-    profile = escape(page.notebook.metadata["lossbook"]["run"]["profile"])
-    return (
-        "<section class='lossbook-verdicts' aria-label='Verdicts'>"
-        f"<p class='lossbook-verdicts-head'>What this page found, with the profile <code>{profile}</code></p>"
-        f"{f'<ul>{rows}</ul>' if rows else ''}{listed}</section>"
-    )
-
-
-def _link(entry: dict[str, Any]) -> str:
-    name = escape(entry["id"])
-    return f"<span><a href='#{entry['kind']}-{name}'>{name}</a> {escape(entry['statement'])}</span>"
+        counts.append(("failed", f"{counted(len(checks) - good, 'check')} failed"))
+    profile = page.notebook.metadata["lossbook"]["run"]["profile"]
+    return str(render("verdicts.html", profile=profile, claims=claims, checks=checks, counts=counts))
 
 
 def _run(project: Project, page: Page) -> str:
@@ -202,29 +187,23 @@ def _parameters(project: Project, page: Page) -> str:
     values = {name: run["parameters"][name] for name in [*known, *run["parameters"]] if name in run["parameters"]}
     if not values:
         return ""
-    rows = ""
+    rows = []
     for name, value in values.items():
         about = known.get(name)
-        elsewhere = [
-            f"{escape(profile)}: <code>{escape(repr(given[name]))}</code>"
-            for profile, given in others.items()
-            if name in given
-        ]
-        kind = escape(about.annotation if about else type(value).__name__)
-        more = f"<small>{'<br>'.join(elsewhere)}</small>" if elsewhere else ""
-        rows += (
-            f"<tr><th scope='row'><code>{escape(name)}</code><small><code>{kind}</code></small></th>"
-            f"<td><code>{escape(repr(value))}</code>{more}</td><td>{escape(about.comment if about else '')}</td></tr>"
+        rows.append(
+            {
+                "name": name,
+                "kind": about.annotation if about else type(value).__name__,
+                "value": repr(value),
+                "elsewhere": [(profile, repr(given[name])) for profile, given in others.items() if name in given],
+                "comment": about.comment if about else "",
+            }
         )
-    head = "".join(f"<th scope='col'>{title}</th>" for title in ("Parameter and type", "Value", "Meaning"))
     name, value = next(((n, v) for n, v in values.items() if type(v) is int), next(iter(values.items())))
     example = ["-p", f"{name}={2 * value if type(value) is int else value}"]
     how = "[name it](../howto/rerun.md)" if (project.root / "book" / "howto" / "rerun.md").is_file() else "name it"
     return (
-        "<div class='lossbook-scroll' tabindex='0' role='region' aria-label='Parameters'>"
-        "<table class='lossbook-parameters'><caption>Parameters of this run; small: where a profile differs from the "
-        "defaults</caption>"
-        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>\n\n"
+        f"{render('parameters.html', rows=rows)}\n\n"
         f"To change one, {how}:\n\n"
         f"{fence(shlex.join(['lossbook', 'run', page.paper.slug, *example]), 'sh')}\n\n"
     )
@@ -234,12 +213,8 @@ def _downloads(page: Page) -> str:
     offered = {"py": "the script", "ipynb": "the executed notebook"}
     if tables.results(page.notebook):
         offered |= {"csv": "the results as CSV", "parquet": "the results as Parquet"}
-    links = "".join(
-        f"<li><a href='../downloads/{page.paper.slug}.{ending}' download>{escape(text[0].upper() + text[1:])}</a> "
-        f"<code>{page.paper.slug}.{ending}</code></li>"
-        for ending, text in offered.items()
-    )
-    return f"To take away:\n\n<ul class='lossbook-downloads'>{links}</ul>"
+    offered = {ending: text[0].upper() + text[1:] for ending, text in offered.items()}
+    return f"To take away:\n\n{render('downloads.html', slug=page.paper.slug, offered=offered)}"
 
 
 def _related(page: Page, others: Sequence[Page], public: Container[str]) -> str:

@@ -1,17 +1,15 @@
 """The part of a paper's page that shows recorded runs beside the fresh one."""
 
 import itertools
-from collections.abc import Iterable
 from datetime import datetime
-from html import escape
 from typing import Any
 
 from nbformat import NotebookNode
 
-from lossbook.formats import badge
 from lossbook.press.errors import PressError
 from lossbook.press.files import duration
 from lossbook.press.findings import ledgers, records
+from lossbook.press.pages.html import render
 from lossbook.press.project import Paper, Project
 
 
@@ -32,36 +30,18 @@ def section(project: Project, paper: Paper, notebook: NotebookNode) -> str:
         return text.rstrip()
     fresh = notebook.metadata["lossbook"]["run"]
     text += "What was found at other scales and on other devices, beside the run on this page.\n\n"
-    columns = [("This page", fresh, ledgers.of(notebook), "")]
-    columns += [(each.folder.name, each.run, each.entries, each.commit) for each in kept]
-    head = "".join(
-        f"<th scope='col'>{escape(name)}<br><small>{'<br>'.join(map(escape, _facts(run, commit)))}</small></th>"
-        for name, run, _, commit in columns
-    )
+    columns = [_column("This page", fresh, ledgers.of(notebook), "")]
+    columns += [_column(each.folder.name, each.run, each.entries, each.commit) for each in kept]
     claims: dict[str, str] = {}
-    for _, _, found, _ in columns:
-        for entry in _claims(found):
-            claims.setdefault(entry["id"], entry.get("statement") or "")
-    rows = ""
-    for id, statement in claims.items():
-        cells = "".join(_cell(found, id) for _, _, found, _ in columns)
-        rows += f"<tr><th scope='row'>claim {escape(id)}: {escape(statement)}</th>{cells}</tr>"
-    if not rows:
-        rows = f"<tr><th scope='row'>No claims</th>{'<td></td>' * len(columns)}</tr>"
-    return text + (
-        "<div class='lossbook-scroll'><table class='lossbook-ledger lossbook-records'>"
-        "<caption>Claims in this run and in recorded runs: verdict, effect and 95 % interval</caption>"
-        f"<thead><tr><th scope='col'>Claim</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
-    )
+    for column in columns:
+        for id, entry in column["claims"].items():
+            claims.setdefault(id, entry.get("statement") or "")
+    return f"{text}{render('recorded.html', columns=columns, claims=claims)}"
 
 
-def _claims(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [entry for entry in found if entry["kind"] == "claim"]
-
-
-def _cell(found: list[dict[str, Any]], id: str) -> str:
-    entry = next((entry for entry in _claims(found) if entry["id"] == id), None)
-    return f"<td>{badge(entry['verdict'])}<br>{escape(records.effect(entry))}</td>" if entry else "<td>not judged</td>"
+def _column(name: str, run: dict[str, Any], entries: list[dict[str, Any]], commit: str) -> dict[str, Any]:
+    claims = {entry["id"]: entry for entry in entries if entry["kind"] == "claim"}
+    return {"name": name, "facts": _facts(run, commit), "claims": claims}
 
 
 def _facts(run: dict[str, Any], commit: str) -> list[str]:
