@@ -72,6 +72,10 @@ def outgrabe(raths: Float[Tensor, "n d"], *, how: str = "loudly") -> Float[Tenso
 
     Source:
         ours.
+
+    Examples:
+        >>> outgrabe(torch.eye(2), how="`mimsily`")
+        tensor([1., 1.])
     """
     return raths.sum(1)
 
@@ -196,6 +200,12 @@ def test_entry(tree):
     assert re.search(r"<code[^>]*><span[^>]*>sum</span></code>", entry)
     fields = re.findall(r'<dt class="field-\w+">(\w+)', entry)
     assert fields == ["Parameters", "Returns", "Raises", "Source"]
+    # Last an example, highlighted, its code as it is; prompts and results can be left out when it is copied.
+    shown = entry[entry.index("ours.") :]
+    assert '<p class="rubric">Examples</p>' in shown and '<span class="gp">&gt;&gt;&gt; </span>' in shown
+    assert '>>> outgrabe(torch.eye(2), how="`mimsily`")' in text and '<span class="go">tensor([1., 1.])</span>' in shown
+    scripts = (tree.site / "_static" / "copybutton.js").read_text()
+    assert r"'>>> |\\.\\.\\. '" in scripts
 
 
 @pytest.mark.slow
@@ -300,6 +310,7 @@ def test_public_names_that_cannot_be_told_are_refused(tmp_path, text, complaint)
         ("``as is``, :func:`f`", "``as is``, :func:`f`"),
         ("A\n\n$$a\n  b$$\n\nB", "A\n\n\n.. math::\n\n   a\n   b\n\n\n\nB"),
         ("A\n  $$a$$\n  B", "A\n\n  .. math::\n\n     a\n\n\n  B"),
+        ("`a`:\n\n  >>> f('`$a$`')\n  '$a$'\n\n`b`", "``a``:\n\n  >>> f('`$a$`')\n  '$a$'\n\n``b``"),
         ("Source:\n    arXiv:2501.17683, eq. 4.", ":Source:\n    `arXiv:2501.17683 <https://arxiv.org/abs/2501.17683>`__, eq. 4."),
     ],
 )  # fmt: skip
