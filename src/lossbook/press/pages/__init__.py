@@ -10,6 +10,7 @@ import yaml
 from nbformat import NotebookNode
 
 from lossbook.press.pages import (
+    changelog,
     command_line,
     front_page,
     gallery,
@@ -42,8 +43,7 @@ def assemble(project: Project, notebooks: Mapping[Paper, NotebookNode], folder: 
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(project.root / "book", folder, ignore=shutil.ignore_patterns("parts.yml", ".*"))
     shutil.copy(project.root / "_config.yml", folder)
-    if (changes := project.root / "CHANGELOG.md").is_file():
-        shutil.copy(changes, folder / "changelog.md")
+    changelog.write(project, folder)
     pages = model.pages(notebooks)
     front_page.write(project, pages, folder)
     model.write_figures(pages, folder)
