@@ -13,6 +13,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -153,10 +154,36 @@ def test_no_executed_notebook_is_in_the_repository():
     assert not files
 
 
+ADDRESS = yaml.safe_load((ROOT / "_config.yml").read_text())["repository"]["url"]
+CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+
+
+def test_the_citation_is_that_of_this_version():
+    book = CITATION["preferred-citation"]
+    assert CITATION["version"] == book["edition"] == PROJECT["version"]
+    assert CITATION["license"] == PROJECT["license"]
+    assert book["title"] == CITATION["title"] and book["authors"] == CITATION["authors"]
+
+
+def test_the_address_is_the_same_everywhere_or_nowhere():
+    assert PROJECT.get("urls", {}).get("Repository", "") == CITATION.get("repository-code", "") == ADDRESS
+
+
+def test_versions_in_docstrings_came_after_the_first_and_are_not_to_come():
+    named = {
+        (path.name, found)
+        for path in (ROOT / "src/lossbook").rglob("*.py")
+        for found in re.findall(
+            r"^ *(?:Added|Changed) in version (\d[\w.]*?)[:.]?(?: .*)?$", path.read_text(), re.MULTILINE
+        )
+    }
+    assert {each for each in named if not Version("0.1.0") < Version(each[1]) <= Version(PROJECT["version"])} == set()
+
+
 def test_hooks_fetch_nothing_and_run_tools_of_the_environment():
     [repository] = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
     assert repository["repo"] == "local"
-    tools = {Path(file).name for name in declared() for file in files(name) or []} | {"make"}
+    tools = {Path(file).name for name in declared() for file in files(name) or []}
     for hook in repository["hooks"]:
         # pre-commit makes an environment of its own, from the network, for every other language.
         assert hook["language"] in ("system", "fail"), hook["id"]

@@ -60,9 +60,12 @@ def outgrabe(raths: Float[Tensor, "n d"], *, how: str = "loudly") -> Float[Tenso
 
     and no more, see arXiv:2501.17683.
 
+    Added in version 0.2.0: softly.
+
     Args:
         raths: of shape `(n, d)`, $n>0$.
         how: the manner.
+            Added in version 0.3.0.
 
     Returns:
         The sum.
@@ -72,10 +75,6 @@ def outgrabe(raths: Float[Tensor, "n d"], *, how: str = "loudly") -> Float[Tenso
 
     Source:
         ours.
-
-    Examples:
-        >>> outgrabe(torch.eye(2), how="`mimsily`")
-        tensor([1., 1.])
     """
     return raths.sum(1)
 
@@ -195,17 +194,12 @@ def test_entry(tree):
         assert address in entry
     # A line for each argument, and no list of definitions without a term.
     assert entry.count("<div><em") == 3 and "<dl>" not in entry
+    assert "Added in version 0.2.0: Softly." in text and "how – the manner. Added in version 0.3.0." in text
     # Three formulas, and the code between backticks.
     assert entry.count('class="math') == 3 and "$" not in text
     assert re.search(r"<code[^>]*><span[^>]*>sum</span></code>", entry)
     fields = re.findall(r'<dt class="field-\w+">(\w+)', entry)
     assert fields == ["Parameters", "Returns", "Raises", "Source"]
-    # Last an example, highlighted, its code as it is; prompts and results can be left out when it is copied.
-    shown = entry[entry.index("ours.") :]
-    assert '<p class="rubric">Examples</p>' in shown and '<span class="gp">&gt;&gt;&gt; </span>' in shown
-    assert '>>> outgrabe(torch.eye(2), how="`mimsily`")' in text and '<span class="go">tensor([1., 1.])</span>' in shown
-    scripts = (tree.site / "_static" / "copybutton.js").read_text()
-    assert r"'>>> |\\.\\.\\. '" in scripts
 
 
 @pytest.mark.slow
@@ -310,7 +304,10 @@ def test_public_names_that_cannot_be_told_are_refused(tmp_path, text, complaint)
         ("``as is``, :func:`f`", "``as is``, :func:`f`"),
         ("A\n\n$$a\n  b$$\n\nB", "A\n\n\n.. math::\n\n   a\n   b\n\n\n\nB"),
         ("A\n  $$a$$\n  B", "A\n\n  .. math::\n\n     a\n\n\n  B"),
-        ("`a`:\n\n  >>> f('`$a$`')\n  '$a$'\n\n`b`", "``a``:\n\n  >>> f('`$a$`')\n  '$a$'\n\n``b``"),
+        ("Sum.\n\nAdded in version 0.2.0.", "Sum.\n\n\n.. versionadded:: 0.2.0\n"),
+        ("    n: it.\n        Changed in version 1.2: may be `0`.\n    m: on", "    n: it.\n\n        .. versionchanged:: 1.2\n           May be ``0``.\n\n    m: on"),
+        ("Deprecated in version 2.0: use $f$.", "\n.. deprecated:: 2.0\n   Use :math:`f`.\n"),
+        ("It was added in version 0.2.0.", "It was added in version 0.2.0."),
         ("Source:\n    arXiv:2501.17683, eq. 4.", ":Source:\n    `arXiv:2501.17683 <https://arxiv.org/abs/2501.17683>`__, eq. 4."),
     ],
 )  # fmt: skip

@@ -7,18 +7,21 @@ lines of its own, $$formula$$. Autodoc and napoleon want reStructuredText. Signa
 
 import inspect
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
+    from sphinx.domains.python import PythonDomain
 
-# A formula on lines of its own, or an example up to the next empty line.
-_BLOCK = re.compile(r"^( *)\$\$(.+?)\$\$ *$|^ *>>> [^\n]*(?:\n *\S[^\n]*)*", re.MULTILINE | re.DOTALL)
+# A formula on lines of its own.
+_BLOCK = re.compile(r"^( *)\$\$(.+?)\$\$ *$", re.MULTILINE | re.DOTALL)
 # What is reStructuredText already, code, a dollar, a formula in a line.
 _PIECES = re.compile(r"(``.+?``|:[\w:]+:`[^`]+`)|(`[^`]+`)|(\\\$)|\$([^$]+?)\$", re.DOTALL)
 _ARXIV = re.compile(r"\barXiv:(\d{4}\.\d{4,5})\b")
 # The arguments of a signature that has a line for each.
 _LINES = re.compile(r"<dl>\n((?:<dd>.*</dd>\n)+)</dl>")
+# In which version something came, changed or will go; on a line of its own, of an argument or of the whole.
+_VERSION = re.compile(r"^( *)(Added|Changed|Deprecated) in version (\d[\w.]*?)(?:: (.+?))?\.?$", re.MULTILINE)
 # What annotations name without its module, because it is imported by name.
 _NAMES = {
     "Tensor": "torch.Tensor",
@@ -29,13 +32,14 @@ _NAMES = {
 
 
 def restructured(text: str) -> str:
-    """A docstring's Markdown as reStructuredText; examples, at prompts, stay as they are.
+    """A docstring's Markdown as reStructuredText.
 
     Raises:
         ValueError: if a formula between double dollars does not stand on lines of its own.
     """
     # Napoleon has no section for sources; a field stands beside arguments and errors.
     text = re.sub(r"^Source:$", ":Source:", text, flags=re.MULTILINE)
+    text = _VERSION.sub(_version, text)
     pieces, place = [], 0
     for match in _BLOCK.finditer(text):
         pieces += [_inline(text[place : match.start()]), _block(match)]
@@ -45,10 +49,16 @@ def restructured(text: str) -> str:
 
 def _block(match: re.Match[str]) -> str:
     indent, formula = match.groups()
-    if formula is None:
-        return match[0]
     lines = "\n".join(f"{indent}   {line.strip()}" for line in formula.strip().splitlines())
     return f"\n{indent}.. math::\n\n{lines}\n\n"
+
+
+def _version(match: re.Match[str]) -> str:
+    indent, verb, number, what = match.groups()
+    # Sphinx ends a line without a remark with a full stop of its own.
+    remark = f"\n{indent}   {what[:1].upper()}{what[1:]}." if what else ""
+    name = "deprecated" if verb == "Deprecated" else f"version{verb.lower()}"
+    return f"\n{indent}.. {name}:: {number}{remark}\n"
 
 
 def _inline(text: str) -> str:
@@ -109,7 +119,7 @@ def _signature(
     home = f"{getattr(obj, '__module__', '')}.{getattr(obj, '__qualname__', '')}"
     if what == "function" and home != name:
         # As autodoc does for classes: links to where a function is defined lead here as well.
-        app.env.get_domain("py").note_object(home, what, name, aliased=True)
+        cast("PythonDomain", app.env.get_domain("py")).note_object(home, what, name, aliased=True)
     return signature and short(signature), returned and short(returned)
 
 
