@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book serve test lint types format hooks clean
+.PHONY: help environment book serve test lint types format hooks changelog clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,18 +36,21 @@ lint: environment ## style and what may import what; `make format` mends the sty
 	$(BIN)/ruff format --check $(FORMATTED)
 	$(BIN)/lint-imports --no-cache
 
-types: environment ## the types of src/lossbook, strictly those of lossbook.methods
+types: environment ## types of src/lossbook, by stricter rules in lossbook.methods
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: environment ## mend the style, where a tool can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format $(FORMATTED)
 
-hooks: environment ## check before every commit (.pre-commit-config.yaml)
+hooks: environment ## check before every commit and push (.pre-commit-config.yaml)
 	$(BIN)/pre-commit install
 
 test: lint ## lint, all tests, every notebook at the profile `smoke`; pictures of pages stay in _build/screenshots
 	$(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report term:skip-covered
+
+changelog: environment ## before a release: write its papers into CHANGELOG.md
+	$(BIN)/python -m lossbook.press.pages.changelog
 
 clean: ## remove what was built; the environment stays (rm -r .venv removes it)
 	rm -rf _build .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.*

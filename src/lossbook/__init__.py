@@ -6,13 +6,15 @@ which the notebooks run, `lossbook.press` what turns them into the site.
 
 from importlib import import_module
 from importlib.metadata import version
+from types import ModuleType
 
 __version__ = version("lossbook")
-__all__ = ["lab", "methods", "press"]
+# They load on first use, which a type checker does not see.
+__all__ = ["lab", "methods", "press"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
-def __getattr__(name: str):
-    # Sub-packages load on first use, so that `import lossbook` costs next to nothing.
+def __getattr__(name: str) -> ModuleType:
+    # So that `import lossbook` costs next to nothing.
     if name in __all__:
         return import_module(f"lossbook.{name}")
     raise AttributeError(f"module 'lossbook' has no attribute {name!r}")

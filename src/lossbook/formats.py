@@ -4,9 +4,12 @@
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 # Media types of what a notebook's output holds for machines: an entry of the ledger, a table of results.
 LEDGER_TYPE = "application/vnd.lossbook.ledger+json"
@@ -67,13 +70,13 @@ def use_look() -> None:
     sns.set_theme(style="whitegrid", palette="colorblind", rc=dict(LOOK))
 
 
-def student_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+def student_interval(values: "npt.ArrayLike", confidence: float = 0.95) -> tuple[float, float]:
     r"""The limits $\bar x\pm t_{n-1}\,s/\sqrt n$ of a mean; of a single value the whole line, of none not a number."""
     import numpy as np
     from scipy import stats
 
-    values = np.asarray(values, dtype=float)
-    if len(values) < 2:
-        return (-math.inf, math.inf) if len(values) else (math.nan, math.nan)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * stats.sem(values))
-    return float(values.mean()) - half, float(values.mean()) + half
+    numbers = np.asarray(values, dtype=float)
+    if len(numbers) < 2:
+        return (-math.inf, math.inf) if len(numbers) else (math.nan, math.nan)
+    half = float(stats.t.ppf((1 + confidence) / 2, len(numbers) - 1) * stats.sem(numbers))
+    return float(numbers.mean()) - half, float(numbers.mean()) + half

@@ -212,7 +212,7 @@ class _Condition(nn.Module):
         octave = torch.arange(self.frequencies, device=times.device) * (7 / (self.frequencies - 1))
         angle = (times[:, None] / self.steps).to(dtype) * math.pi * (2**octave).to(dtype)
         hidden = self.time(torch.cat([angle.sin(), angle.cos()], 1))
-        if self.label is not None:
+        if self.label is not None and labels is not None:
             known = torch.arange(self.classes, device=times.device)
             hidden = hidden + self.label((labels[:, None] == known).to(dtype))
         return self.mix(F.silu(hidden))

@@ -225,7 +225,7 @@ def fit(
     *,
     epochs: int,
     batch_size: int,
-    optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+    optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.Adam,
     options: Mapping[str, Any] | None = None,
     schedule: Callable[[float], float] | None = None,
     noise: Noise | None = None,
@@ -279,15 +279,15 @@ def fit(
         >>> fitted.predict(torch.ones(1, 1)).flatten().round(decimals=1)
         tensor([3., 3.])
     """
-    device, runs = choose_device(str(device)), _check_runs(runs)
+    device, frame = choose_device(str(device)), _check_runs(runs)
     examples = _check_data(data, batch_size, epochs)
     data = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in data.items()}
-    module, parameters, buffers, carried = _stack(build, state, runs, device, dtype)
+    module, parameters, buffers, carried = _stack(build, state, frame, device, dtype)
     hyperparameters = {
         name: torch.tensor(column.to_numpy(), device=device, dtype=dtype)
-        for name, column in runs.select_dtypes("number").items()
+        for name, column in frame.select_dtypes("number").items()
     }
-    seeds = [int(seed) for seed in runs["seed"]]
+    seeds = [int(seed) for seed in frame["seed"]]
     batches = _batches(data, examples, batch_size, epochs, seeds, noise, transform, device, dtype)
 
     def losses(parameters, buffers, batch, run, clock, carried):
@@ -304,15 +304,15 @@ def fit(
     leaves = list(parameters.values())
     stepper = optimizer(leaves, lr=1.0, **(options or {}))
     steps = epochs * (examples // batch_size)
-    watch, logged, started = _Watch(runs), [], time.perf_counter()
-    with _progress_line(progress, len(runs), steps, device) as advance:
+    watch, logged, started = _Watch(frame), [], time.perf_counter()
+    with _progress_line(progress, len(frame), steps, device) as advance:
         for step, batch in enumerate(batches):
             clock = {
                 "step": torch.tensor(step, device=device),
                 "fraction": torch.tensor(step / steps, device=device, dtype=dtype),
             }
             values, extra, carried = stacked_losses(parameters, buffers, batch, hyperparameters, clock, carried)
-            if values.shape != (len(runs),):
+            if values.shape != (len(frame),):
                 raise ValueError(
                     f"loss: expected a tensor without dimensions for each run, got shape {tuple(values.shape[1:])}"
                 )
@@ -330,7 +330,7 @@ def fit(
             advance()
     watch.finish(leaves)
     return Fitted(
-        runs=runs,
+        runs=frame,
         history=watch.history(),
         logged={name: torch.stack([entry[name] for entry in logged], 1).cpu() for name in logged[0]},
         parameters={name: value.detach() for name, value in parameters.items()},

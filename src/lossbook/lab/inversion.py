@@ -54,20 +54,22 @@ def averaged(release: Callable[[], Float[Tensor, "*shape"]], queries: int) -> Fl
 class _Decoder(nn.Module):
     """A linear map from the standardised release, and a network with two hidden layers that corrects it."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, mean: Tensor, scale: Tensor, weight: Tensor, bias: Tensor, hidden: int):
         super().__init__()
         inputs, outputs = weight.shape
         self.register_buffer("mean", mean)
         self.register_buffer("scale", scale)
         self.linear = nn.Linear(inputs, outputs)
-        self.correction = nn.Sequential(
-            nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-        )
+        first, second, last = nn.Linear(inputs, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, outputs)
+        self.correction = nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), last)
         with torch.no_grad():
             self.linear.weight.copy_(weight.T)
             self.linear.bias.copy_(bias)
-            self.correction[-1].weight.zero_()
-            self.correction[-1].bias.zero_()
+            last.weight.zero_()
+            last.bias.zero_()
 
     def forward(self, released: Float[Tensor, "n d"]) -> Float[Tensor, "n p"]:
         released = (released - self.mean) / self.scale
@@ -214,7 +216,8 @@ def _least_squares(released: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, T
     centre = targets.double().mean(0)
     # The driver that stands linearly dependent columns: posteriors sum to one.
     weight = torch.linalg.lstsq((values - mean) / scale, targets.double() - centre, rcond=1e-6, driver="gelsd").solution
-    return tuple(each.to(released.dtype) for each in (mean, scale, weight, centre))
+    dtype = released.dtype
+    return mean.to(dtype), scale.to(dtype), weight.to(dtype), centre.to(dtype)
 
 
 def ascend_posterior(

@@ -156,7 +156,9 @@ class _Block(nn.Module):
         attended, attention = self.attention(self.first_norm(x))
         x = x + attended
         new = self.ffn(self.second_norm(x))
-        return (x + new if self.alpha is None else self.beta * x + new / self.alpha), attention
+        if self.alpha is not None and self.beta is not None:
+            x, new = self.beta * x, new / self.alpha
+        return x + new, attention
 
 
 class Transformer(nn.Module):

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,8 @@ class LoRA(nn.Module):
             self.down = nn.Linear(base.in_features, rank, bias=False)
             self.up = nn.Linear(rank, base.out_features, bias=False)
         elif isinstance(base, _CONVOLUTIONS) and base.groups == 1:
-            kind = next(each for each in _CONVOLUTIONS if isinstance(base, each))
+            # A union of classes, whose arguments no checker can match.
+            kind: Any = next(each for each in _CONVOLUTIONS if isinstance(base, each))
             self.down = kind(
                 base.in_channels, rank, base.kernel_size, base.stride, base.padding, base.dilation,
                 bias=False, padding_mode=base.padding_mode,

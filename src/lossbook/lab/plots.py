@@ -75,7 +75,7 @@ def show_table(frame: pd.DataFrame, *, caption: str, formats: dict[str, str] | N
     """
     from IPython.display import HTML, display
 
-    style = frame.style.format(formats or {}, na_rep="–").hide(axis="index")
+    style = frame.style.format({**(formats or {})}, na_rep="–").hide(axis="index")
     style = style.set_caption(caption).set_table_attributes('class="lossbook-table"')
     display(HTML(f'<div class="lossbook-scroll">{style.to_html()}</div>'))
 

@@ -38,12 +38,12 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
         >>> [round(limit, 3) for limit in interval]
         [1.0, 0.709, 1.291, 4]
     """
-    values = np.asarray(values, float)
-    if values.ndim != 1 or not values.size:
-        raise ValueError(f"values: expected a list of numbers, got shape {values.shape}")
-    if not np.isfinite(values).all():
-        raise ValueError(f"values: expected finite numbers, got {values.tolist()}")
-    return Interval(float(values.mean()), *student_interval(values, confidence), len(values))
+    numbers = np.asarray(values, float)
+    if numbers.ndim != 1 or not numbers.size:
+        raise ValueError(f"values: expected a list of numbers, got shape {numbers.shape}")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"values: expected finite numbers, got {numbers.tolist()}")
+    return Interval(float(numbers.mean()), *student_interval(numbers, confidence), len(numbers))
 
 
 def equivalence(values: Sequence[float], margin: float) -> float:
@@ -125,7 +125,7 @@ def best_setting(frame: pd.DataFrame, score: str, *, over: Sequence[str], per: s
     for _, rows in frame.groupby(per, sort=False):
         means = rows.groupby(list(over), dropna=False)[score].transform("mean")
         # The first of equals: settings are listed in a fixed order.
-        first = rows.loc[means.idxmax(), list(over)]
+        first = rows[list(over)].iloc[int(means.argmax())]
         same = (rows[list(over)].eq(first) | (rows[list(over)].isna() & first.isna())).all(axis=1)
         kept.append(rows[same])
     return pd.concat(kept, ignore_index=True)

@@ -2,9 +2,10 @@
 
 from importlib import import_module
 from pkgutil import iter_modules
+from typing import Any
 
 
-def public_names(package: dict) -> list[str]:
+def public_names(package: dict[str, Any]) -> list[str]:
     """Import every module of a package and put the names of its `__all__` into the package's namespace.
 
     Args:
@@ -16,7 +17,7 @@ def public_names(package: dict) -> list[str]:
     Raises:
         ImportError: if two modules export the same name.
     """
-    exported_by = {}
+    exported_by: dict[str, str] = {}
     for info in iter_modules(package["__path__"]):
         module = import_module(f"{package['__name__']}.{info.name}")
         for name in module.__all__:

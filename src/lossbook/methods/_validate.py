@@ -67,8 +67,8 @@ def one_of(name: str, value: object, *allowed: str) -> None:
 
 def whole(name: str, value: object, least: int = 1, most: int | None = None) -> None:
     """ValueError unless the value is a Python integer within these limits."""
-    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    if not fits or (most is not None and value > most):
+    fits = isinstance(value, int) and not isinstance(value, bool) and value >= least and (most is None or value <= most)
+    if not fits:
         limits = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name}: expected a whole number {limits}, got {value!r}")
 
@@ -79,7 +79,7 @@ def number(name: str, value: object, least: float = -math.inf, most: float = mat
         positive(name, value)
         return
     fits = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not fits or not least <= value <= most:
+    if not (isinstance(value, (int, float)) and fits and least <= value <= most):
         limits = (
             f" from {least:g} to {most:g}"
             if most < math.inf

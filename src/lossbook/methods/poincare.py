@@ -11,6 +11,8 @@ dtype's spacing at 1 counts as that spacing, so that points on the boundary, or 
 gradients as well.
 """
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -84,10 +86,9 @@ def project(points: Points, *, curvature: Curvature = 1.0, margin: float | None 
     """
     positive("curvature", curvature)
     (points,) = _points(points=points)
-    if margin is None:
-        margin = torch.finfo(points.dtype).eps ** 0.5
-    number("margin", margin, least=0.0, most=0.5)
-    return clip_norm(points, radius=(1 - margin) / curvature**0.5)
+    kept = torch.finfo(points.dtype).eps ** 0.5 if margin is None else margin
+    number("margin", kept, least=0.0, most=0.5)
+    return clip_norm(points, radius=(1 - kept) / curvature**0.5)
 
 
 def conformal_factor(points: Points, *, curvature: Curvature = 1.0) -> Float[Tensor, "..."]:
@@ -438,7 +439,7 @@ def _half_sinh(left: Tensor, right: Tensor, curvature: Curvature) -> Tensor:
     return curvature**0.5 * _norm(left - right) / gaps.sqrt()
 
 
-def _over(function, values: Tensor, second: float, fourth: float) -> Tensor:
+def _over(function: Callable[[Tensor], Tensor], values: Tensor, second: float, fourth: float) -> Tensor:
     """function(t)/t for t >= 0, with the coefficients of its expansion 1 + second t² + fourth t⁴ near zero."""
     near = values < 1e-2
     square, apart = torch.where(near, values, 0).square(), torch.where(near, 1e-2, values)

@@ -100,11 +100,12 @@ class Board:
     def left(self) -> float | None:
         """Seconds until all is done; None if no earlier run tells."""
         now = time.monotonic()
-        rest = [self._expected[name] for name in self._waiting]
+        rest: list[float | None] = [self._expected[name] for name in self._waiting]
         rest += [max(0.0, (self._expected[name] or 0) - (now - started)) for name, started in self._running.items()]
-        if any(seconds is None for seconds in rest):
+        known = [seconds for seconds in rest if seconds is not None]
+        if len(known) < len(rest):
             return None
-        return max([sum(rest) / self._jobs, *rest], default=0.0)
+        return max([sum(known) / self._jobs, *known], default=0.0)
 
     def _summarise(self) -> None:
         done = len(self._expected) - len(self._waiting) - len(self._running)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -105,7 +105,8 @@ def check_split(split: str) -> None:
 def _digits(split: str, full: bool) -> Dataset:
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    # Its annotation allows a tuple, which is for other arguments.
+    digits: Any = load_digits()
     chosen = _stratified(digits.target, {"train": 0.6, "validation": 0.2, "test": 0.2})[split]
     return Dataset(
         name="digits",

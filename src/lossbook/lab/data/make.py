@@ -4,6 +4,7 @@ import re
 import tarfile
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -74,7 +75,11 @@ def wordnet(file: Path = WORDNET_FILE, wheel: Path | None = None) -> None:
     synsets = nouns(file)
     chosen = families(synsets, PAIRS)
     queries = [synsets[number][2] for number in chosen]
-    passages = [f"{', '.join(synsets[number][0])} ({synsets[synsets[number][1]][0][0]})" for number in chosen]
+    passages = [
+        f"{', '.join(words)} ({synsets[kind][0][0]})"
+        for words, kind, _ in (synsets[number] for number in chosen)
+        if kind is not None  # every family has one
+    ]
     paths = []
     for number in chosen:
         path = [number]
@@ -83,7 +88,7 @@ def wordnet(file: Path = WORDNET_FILE, wheel: Path | None = None) -> None:
         paths.append(path)
     depth = max(map(len, paths))
     encoder = SentenceEncoder(wheel).eval()
-    arrays = {"paths": np.array([path + [0] * (depth - len(path)) for path in paths], np.int32)}
+    arrays: dict[str, Any] = {"paths": np.array([path + [0] * (depth - len(path)) for path in paths], np.int32)}
     for name, texts in (("queries", queries), ("passages", passages)):
         embeddings = encoder.encode(texts)
         arrays[name] = (127 * embeddings / embeddings.abs().amax(1, keepdim=True)).round().numpy().astype(np.int8)
@@ -113,10 +118,12 @@ def texts(archive: Path | None = None) -> None:
     with tarfile.open(archive) as files:
         for name, books in TEXTS.items():
             for book in books:
-                content = files.extractfile(f"package/gutenberg/{book}.txt").read().decode("ascii")
+                file = files.extractfile(f"package/gutenberg/{book}.txt")
+                assert file is not None, "a folder, not a book"
+                content = file.read().decode("ascii")
                 for split, lines in divided(paragraphs(content), SHARES).items():
                     parts.setdefault(f"{name}_{split}", []).extend(lines)
-    arrays = {name: np.frombuffer("\n".join(lines).encode(), np.uint8) for name, lines in parts.items()}
+    arrays: dict[str, Any] = {name: np.frombuffer("\n".join(lines).encode(), np.uint8) for name, lines in parts.items()}
     np.savez_compressed(SHIPPED / "texts.npz", **arrays)
 
 

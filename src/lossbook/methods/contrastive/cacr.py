@@ -1,6 +1,7 @@
 """Zheng et al., Contrastive Attraction and Contrastive Repulsion (2021), arXiv:2105.03746."""
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 
 import torch
@@ -136,7 +137,7 @@ def contrastive_repulsion(
     """
     number("scale", scale, least=0.0)
 
-    def losses(costs, own):
+    def losses(costs: Tensor, own: Tensor) -> Tensor:
         weights = torch.softmax((-scale * costs).masked_fill(own, -math.inf), -1)
         if detach:
             weights = weights.detach()
@@ -235,7 +236,7 @@ def rbf_repulsion(
     number("scale", scale, least=0.0)
     positive("width", width)
 
-    def logs(costs, own):
+    def logs(costs: Tensor, own: Tensor) -> Tensor:
         exponents = (-scale * costs).masked_fill(own, -math.inf)
         weights = exponents - torch.logsumexp(exponents, -1, keepdim=True)
         if detach:
@@ -284,7 +285,9 @@ def cacr_from_cosines(
     return reduce(attraction * costs.diagonal() - repulsion * (weights * costs).sum(-1), reduction)
 
 
-def _over_pairs(losses, views: Float[Tensor, "v n d"], symmetric: bool, rows: int | None) -> Float[Tensor, "n p"]:
+def _over_pairs(
+    losses: Callable[[Tensor, Tensor], Tensor], views: Float[Tensor, "v n d"], symmetric: bool, rows: int | None
+) -> Float[Tensor, "n p"]:
     """`losses(costs (p, m, n), own)` of each thing and pair of views, this many things at a time."""
     views = _checked(views)
     count, n, _ = views.shape
@@ -296,7 +299,7 @@ def _over_pairs(losses, views: Float[Tensor, "v n d"], symmetric: bool, rows: in
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
     keys, width = views[second], views.shape[-1]
 
-    def block(some, index):
+    def block(some: Tensor, index: Tensor) -> Tensor:
         queries = some.unflatten(1, (count, width)).movedim(1, 0)
         own = index[:, None] == torch.arange(n, device=index.device)
         return losses(2 - 2 * inner_products(queries[first], keys), own).mT

@@ -60,7 +60,7 @@ def hard_info_nce(
     _check_share(share)
     queries, keys, positives = _candidates(queries, keys, positives)
 
-    def losses(some, index):
+    def losses(some: Tensor, index: Tensor) -> Tensor:
         return _hard(inner_products(some, keys), positives[index], temperature, share)
 
     return reduce(by_rows(losses, queries, rows), reduction)
@@ -122,7 +122,7 @@ def simple_contrastive(
     _check_share(share)
     queries, keys, positives = _candidates(queries, keys, positives)
 
-    def losses(some, index):
+    def losses(some: Tensor, index: Tensor) -> Tensor:
         return _simple(inner_products(some, keys), positives[index], weight, share)
 
     return reduce(by_rows(losses, queries, rows), reduction)
@@ -208,7 +208,7 @@ def tolerance(
     indices("targets", targets, n)
     embeddings = unit(embeddings)
 
-    def sums(some, index):
+    def sums(some: Tensor, index: Tensor) -> Tensor:
         same = (targets[index][:, None] == targets) & (index[:, None] != torch.arange(n, device=index.device))
         return torch.stack([(inner_products(some, embeddings) * same).sum(1), same.sum(1).to(some.dtype)], 1)
 
@@ -226,7 +226,7 @@ def hardest(similarities: Float[Tensor, "n m"], positives: Int[Tensor, " n"], sh
     return (negatives >= negatives.topk(kept, 1).values[:, -1:]) & ~own
 
 
-def _hard(cosines, positives, temperature, share):
+def _hard(cosines: Tensor, positives: Tensor, temperature: float | Tensor, share: float) -> Tensor:
     logits = cosines / temperature
     pull = logits.gather(1, positives[:, None])[:, 0]
     if share < 1:
@@ -235,18 +235,18 @@ def _hard(cosines, positives, temperature, share):
     return torch.logsumexp(logits, 1) - pull
 
 
-def _simple(cosines, positives, weight, share):
+def _simple(cosines: Tensor, positives: Tensor, weight: float | Tensor | None, share: float) -> Tensor:
     pull = cosines.gather(1, positives[:, None])[:, 0]
     kept = hardest(cosines, positives, share)
     push = (cosines * kept).sum(1)
     return (push / kept.sum(1).clamp(min=1) if weight is None else weight * push) - pull
 
 
-def _diagonal(cosines):
+def _diagonal(cosines: Tensor) -> Tensor:
     return torch.arange(len(cosines), device=cosines.device)
 
 
-def _candidates(queries, keys, positives):
+def _candidates(queries: Tensor, keys: Tensor, positives: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Unit queries and keys, and the row of each query's positive."""
     if positives is None:
         queries, keys = paired(queries, keys)
@@ -261,7 +261,7 @@ def _candidates(queries, keys, positives):
     return unit(queries), unit(keys), positives
 
 
-def _check_share(share):
+def _check_share(share: object) -> None:
     if not isinstance(share, (int, float)) or isinstance(share, bool):
         raise ValueError(f"share: expected a number, got {type(share).__name__}")
     if not 0 < share <= 1:

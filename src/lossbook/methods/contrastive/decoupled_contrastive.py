@@ -149,12 +149,14 @@ def decoupled_contrastive_from_cosines(
     return reduce(push - weights * positives / temperature, reduction)
 
 
-def _terms(first, second, temperature, rows):
+def _terms(
+    first: Tensor, second: Tensor, temperature: float | Tensor, rows: int | None
+) -> tuple[Float[Tensor, " _"], Float[Tensor, " _"]]:
     """Pull and push of each view; without a second picture there is nothing to push."""
-    if isinstance(first, Tensor) and first.ndim and len(first) == 1:
+    if getattr(first, "ndim", 0) and len(first) == 1:  # of what is no tensor, `two_view_terms` complains
         raise ValueError("first: expected at least two rows, as there are no negatives otherwise, got 1")
     return two_view_terms(first, second, temperature=temperature, rows=rows)
 
 
-def _gather(losses, symmetric, reduction):
+def _gather(losses: Tensor, symmetric: bool, reduction: Reduction) -> Tensor:
     return reduce(losses if symmetric else losses[: len(losses) // 2], reduction)

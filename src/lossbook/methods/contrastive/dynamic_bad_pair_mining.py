@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, one_of, positive, reduce, shaped, whole
+from lossbook.methods._validate import Reduction, floating, indices, one_of, positive, reduce, shaped, whole
 
 __all__ = [
     "LossStatistics",
@@ -38,7 +38,8 @@ class PairMemory(NamedTuple):
     """
 
     average: Float[Tensor, " n"]
-    count: Float[Tensor, " n"]
+    # Hides the method of tuples, which nobody needs here.
+    count: Float[Tensor, " n"]  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 class LossStatistics(NamedTuple):
@@ -113,9 +114,7 @@ def record_losses(
     """
     positive("gain", gain)
     losses = shaped("losses", losses, "n").detach()
-    if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != losses.shape:
-        got = f"{index.dtype} of shape {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
-        raise ValueError(f"index: expected whole numbers of shape {tuple(losses.shape)}, got {got}")
+    indices("index", index, len(losses))
     new, old = (gain * losses).to(memory.average.dtype), memory.average[index]
     count = memory.count[index] + 1
     average = torch.where(count == 1, new, old + (new - old) / count)

@@ -350,9 +350,9 @@ def logit_dp_gradient(
         positive("sensitivity", sensitivity)
     norms = pair_gradient_norms(encoder, parameters, first, second, rows=rows)
 
-    def loss(parameters):
-        embeddings = (functional_call(encoder, parameters, (inputs,)) for inputs in (first, second))
-        return logit_dp_loss(*embeddings, norms, clip=clip, temperature=temperature)
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        one, other = (functional_call(encoder, parameters, (inputs,)) for inputs in (first, second))
+        return logit_dp_loss(one, other, norms, clip=clip, temperature=temperature)
 
     gradients = grad(loss)(dict(parameters))
     if not noise_multiplier:
@@ -364,12 +364,14 @@ def logit_dp_gradient(
     }
 
 
-def _norms_by_jacobian(encoder, parameters, first, second, rows):
-    def embed(parameters, one):
+def _norms_by_jacobian(
+    encoder: nn.Module, parameters: dict[str, Tensor], first: Tensor, second: Tensor, rows: int | None
+) -> Tensor:
+    def embed(parameters: dict[str, Tensor], one: Tensor) -> tuple[Tensor, Tensor]:
         embedding = unit(functional_call(encoder, parameters, (one[None],))[0])
         return embedding, embedding
 
-    def jacobians(inputs):
+    def jacobians(inputs: Tensor) -> tuple[Tensor, Tensor]:
         parts, embeddings = vmap(jacrev(embed, has_aux=True), in_dims=(None, 0))(parameters, inputs)
         return torch.cat([part.reshape(*part.shape[:2], -1) for part in parts.values()], 2), embeddings
 
@@ -385,14 +387,15 @@ def _norms_by_jacobian(encoder, parameters, first, second, rows):
     )
 
 
-def _norms_by_layer(encoder, parameters, first, second):
+def _norms_by_layer(encoder: nn.Module, parameters: dict[str, Tensor], first: Tensor, second: Tensor) -> Tensor:
     layers = [(name, layer) for name, layer in encoder.named_children() if isinstance(layer, nn.Linear)]
     example = first.new_zeros(())
     shifts = {name: example.expand(layer.out_features) for name, layer in layers}
 
-    def embed(shifts, value):
+    def embed(shifts: dict[str, Tensor], value: Tensor) -> tuple[Tensor, tuple[Tensor, dict[str, Tensor]]]:
         """The unit embedding, when the output of each linear layer is shifted, and what entered the layers."""
-        entered, value = {}, value[None]
+        entered: dict[str, Tensor] = {}
+        value = value[None]
         for name, layer in encoder.named_children():
             if name in shifts:
                 if value.ndim != 2:
@@ -408,16 +411,16 @@ def _norms_by_layer(encoder, parameters, first, second):
         embedding = unit(value[0])
         return embedding, (embedding, entered)
 
-    def look(inputs):
+    def look(inputs: Tensor) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         slopes, (embeddings, entered) = vmap(jacrev(embed, has_aux=True), in_dims=(None, 0))(shifts, inputs)
         return slopes, embeddings, entered
 
     (left, u, a), (right, v, b) = look(first), look(second)
-    squares = 0
-    for name, layer in layers:
+    squares = first.new_zeros(())
+    for name, _ in layers:
         by_first = torch.einsum("ido,jd->ijo", left[name], v)
         by_second = torch.einsum("jdo,id->ijo", right[name], u)
-        one = float(layer.bias is not None)
+        one = float(f"{name}.bias" in parameters)
         squares = (
             squares
             + by_first.square().sum(-1) * (a[name].square().sum(-1)[:, None] + one)

@@ -1,6 +1,7 @@
 """LVM-Med: two views of a batch are two graphs, and a solver that matches them is to find every picture again."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -183,9 +184,9 @@ def local_affinity(
         _distances(floating("first_positions", first_positions), floating("second_positions", second_positions)),
         _distances(first.detach(), second.detach()),
     ]
-    there = sum(cosines.take_along_dim(each.argmin(3, keepdim=True), 3).mean((1, 3)) for each in near)
-    back = sum(cosines.take_along_dim(each.argmin(1, keepdim=True), 1).mean((1, 3)) for each in near)
-    return there + back
+    there = [cosines.take_along_dim(each.argmin(3, keepdim=True), 3).mean((1, 3)) for each in near]
+    back = [cosines.take_along_dim(each.argmin(1, keepdim=True), 1).mean((1, 3)) for each in near]
+    return (there[0] + there[1]) + (back[0] + back[1])
 
 
 def matching_objective(
@@ -432,8 +433,8 @@ def _(vertices: Tensor, edges: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return vertices.new_empty(vertices.shape[:2], dtype=torch.int64)
 
 
-def _mapped(operator):
-    def rule(info, in_dims, *tensors):
+def _mapped(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
+    def rule(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
         batches = [
             value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
             for value, dim in zip(tensors, in_dims, strict=True)

@@ -219,7 +219,7 @@ def judge_alignment_from_cosines(
     one_of("divergence", divergence, "symmetric", "target", "model")
     log_p, log_q = (F.log_softmax(values / temperature, dim=1) for values in (cosines, scores))
 
-    def kl(log_first, log_second):
+    def kl(log_first: Tensor, log_second: Tensor) -> Tensor:
         if epsilon:
             log_second = torch.logaddexp(log_second, log_second.new_full((), math.log(epsilon)))
         return (log_first.exp() * (log_first - log_second)).sum(1)

@@ -19,6 +19,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -277,7 +278,7 @@ def measured_gain(
         floating("module's output", y)
         if not y.requires_grad:
             raise ValueError("module: expected an output that has a gradient, got one without")
-        received = injected = 0.0
+        received = injected = torch.zeros((), dtype=y.dtype, device=y.device)
         for _ in range(samples):
             upstream = torch.randn(y.shape, generator=generator, dtype=y.dtype, device=y.device)
             (gradient,) = torch.autograd.grad(y, x, upstream, retain_graph=True, materialize_grads=True)
@@ -398,18 +399,18 @@ def set_group_numbers(
     """
     floating("inputs", inputs)
     trial = copy.deepcopy(model)
-    norms = {n: m for n, m in trial.named_modules() if isinstance(m, nn.GroupNorm)}
+    norms = _group_norms(trial)
     # What layers gave out, by identity: the tensor (so that its identity is not used again), its
     # version (which tells a change in place) and what the rule is to know of the layer.
-    produced: dict[int, tuple[Tensor, int, dict]] = {}
+    produced: dict[int, tuple[Tensor, int, dict[str, Any]]] = {}
     chosen: dict[str, int] = {}
 
-    def remember(layer: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
+    def remember(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
         if not isinstance(layer, nn.Linear) or output.ndim == 2:
             x = (*args, *kwargs.values())[0]
             produced[id(output)] = output, output._version, _layer_facts(x, output)
 
-    def choose(name: str, norm: nn.GroupNorm, args: tuple, kwargs: dict) -> None:
+    def choose(name: str, norm: nn.GroupNorm, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         received = (*args, *kwargs.values())[0]
         output, version, facts = produced.get(id(received), (received, None, {}))
         if output._version != version:
@@ -438,12 +439,16 @@ def set_group_numbers(
     for name in norms:
         if name not in chosen:
             raise ValueError(f"model: expected GroupNorm {name!r} to run, got no call of it")
-    for name in norms:
-        model.get_submodule(name).num_groups = chosen[name]
+    for name, norm in _group_norms(model).items():
+        norm.num_groups = chosen[name]
     return {name: chosen[name] for name in norms}
 
 
-def _layer_facts(x: Tensor, output: Tensor) -> dict:
+def _group_norms(model: nn.Module) -> dict[str, nn.GroupNorm]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, nn.GroupNorm)}
+
+
+def _layer_facts(x: Tensor, output: Tensor) -> dict[str, Any]:
     """Widths, and statistics of the input at the time when the layer saw it."""
     x = floating("input of a layer", x)
     return {
@@ -455,7 +460,7 @@ def _layer_facts(x: Tensor, output: Tensor) -> dict:
 
 
 def _apply_rule(
-    rule: Callable[..., int],
+    rule: Callable[..., object],
     name: str,
     *,
     widths: tuple[int, int],
@@ -488,11 +493,12 @@ def _apply_rule(
     return groups
 
 
-def _group_size(num_groups: object, **widths: object) -> int:
+def _group_size(num_groups: int, **widths: int) -> int:
     """Features per group, after checking the widths (the last is that of the output) and groups."""
     for name, width in widths.items():
         whole(name, width)
     whole("num_groups", num_groups)
+    name, width = list(widths.items())[-1]
     if width % num_groups:
         raise ValueError(f"num_groups: expected a divisor of {name}={width}, got {num_groups}")
     return width // num_groups

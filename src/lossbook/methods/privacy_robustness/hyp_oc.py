@@ -1,6 +1,7 @@
 """Narayan and Patel, Hyp-OC: Hyperbolic One Class Classification for Face Anti-Spoofing (2024), arXiv:2404.14406."""
 
 import math
+from functools import partial
 from typing import Literal
 
 import torch
@@ -247,11 +248,11 @@ class HyperbolicHead(nn.Module):
 
     def forward(self, vectors: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
         """Points in the ball, and logits."""
-        place = {"curvature": self.curvature, "margin": self.margin}
+        lift = partial(expmap0, curvature=self.curvature, margin=self.margin)
         clipped = clip_norm(shaped("vectors", vectors, "n d"), radius=self.radius)
-        points = expmap(expmap0(self.base, **place), clipped, **place)
+        points = expmap(lift(self.base), clipped, curvature=self.curvature, margin=self.margin)
         if self.riemannian:
             points = riemannian_gradient(points, curvature=self.curvature)
-        offsets = expmap0(self.offsets, **place)
+        offsets = lift(self.offsets)
         normals = (1 - self.curvature * offsets.square().sum(1, keepdim=True)) * self.normals
         return points, hyperplane_logits(points, offsets, normals, curvature=self.curvature)

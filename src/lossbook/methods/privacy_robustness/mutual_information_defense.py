@@ -9,7 +9,7 @@ bottleneck; for linear-Gaussian models and trees it is computed exactly here, wh
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -409,6 +409,15 @@ class MIDTree:
         return self.frequencies[self.leaves(inputs)]
 
 
+class _Node(NamedTuple):
+    """A node while the tree grows; without a column it is a leaf."""
+
+    frequencies: Tensor
+    feature: int = -1
+    threshold: float = 0.0
+    left: int = 0
+
+
 def mid_tree(
     inputs: Float[Tensor, "n d"],
     targets: Int[Tensor, " n"],
@@ -456,7 +465,7 @@ def mid_tree(
     n = len(inputs)
     labels = F.one_hot(targets, -1 if classes is None else classes).double()
     order = inputs.argsort(dim=0, stable=True)
-    nodes: list[list] = [[-1, 0.0, 0, labels.mean(0)]]
+    nodes = [_Node(labels.mean(0))]
     open_nodes = [(0, torch.ones(n, dtype=torch.bool, device=inputs.device), 0)]
     entropy = 0.0
     while open_nodes:
@@ -467,18 +476,17 @@ def mid_tree(
             entropy -= share * math.log(share)
             continue
         column, threshold = found
-        nodes[node][:3] = [column, threshold, len(nodes)]
+        nodes[node] = _Node(nodes[node].frequencies, column, threshold, len(nodes))
         right = inputs[:, column] > threshold
         for side in (members & ~right, members & right):
             open_nodes.append((len(nodes), side, level + 1))
-            nodes.append([-1, 0.0, 0, labels[side].mean(0)])
-    feature, thresholds, left, frequencies = zip(*nodes, strict=True)
+            nodes.append(_Node(labels[side].mean(0)))
     device = inputs.device
     return MIDTree(
-        feature=torch.tensor(feature, device=device),
-        threshold=torch.tensor(thresholds, dtype=inputs.dtype, device=device),
-        left=torch.tensor(left, device=device),
-        frequencies=torch.stack(frequencies).to(inputs.dtype),
+        feature=torch.tensor([node.feature for node in nodes], device=device),
+        threshold=torch.tensor([node.threshold for node in nodes], dtype=inputs.dtype, device=device),
+        left=torch.tensor([node.left for node in nodes], device=device),
+        frequencies=torch.stack([node.frequencies for node in nodes]).to(inputs.dtype),
         leaf_entropy=max(0.0, entropy),
         _depth=depth,
     )
@@ -540,7 +548,9 @@ def _entropy(counts: Tensor) -> Tensor:
     return torch.special.entr(counts / counts.sum(-1, keepdim=True)).sum(-1)
 
 
-def _best_split(inputs, labels, order, members, penalty, least):
+def _best_split(
+    inputs: Tensor, labels: Tensor, order: Tensor, members: Tensor, penalty: float, least: int
+) -> tuple[int, float] | None:
     """Column and threshold of the split that is worth most, or None if none is worth anything."""
     total = int(members.sum())
     if total < 2 * least:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -65,7 +66,7 @@ class MaskedTrigger(NamedTuple):
     loss: Tensor
 
 
-def diffusion_step(alphas_cumprod: Float[Tensor, " t"], sigma: float) -> int:
+def diffusion_step(alphas_cumprod: Float[Tensor, " t"], sigma: float | Float[Tensor, ""]) -> int:
     r"""Step of a diffusion whose noise matches the smoothing: the smallest $t\ge1$ with
 
     $$\sqrt{(1-\bar\alpha_t)/\bar\alpha_t}\ge2\sigma.$$
@@ -145,7 +146,7 @@ def smoothed_logits(
     if (denoiser is None) != (alphas_cumprod is None):
         raise ValueError("denoiser: expected together with alphas_cumprod, or neither, got one of them")
     clean = inputs.unsqueeze(1)
-    if denoiser is None:
+    if denoiser is None or alphas_cumprod is None:
         scale = _per_problem("sigma", sigma, inputs)
         copies = (clean + _spread(scale, noise) * noise).flatten(0, 1)
     else:
@@ -401,14 +402,14 @@ def mask_inversion(
     whole("steps", steps)
     whole("patience", patience)
     count, support, channels, height, width = images.shape
-    draw = {"generator": generator, "dtype": images.dtype, "device": images.device}
-    mask = torch.randn(count, 1, height, width, **draw).requires_grad_()
-    pattern = torch.randn(count, channels, height, width, **draw).requires_grad_()
+    draw = partial(torch.randn, generator=generator, dtype=images.dtype, device=images.device)
+    mask = draw((count, 1, height, width)).requires_grad_()
+    pattern = draw((count, channels, height, width)).requires_grad_()
     optimizer = torch.optim.Adam([mask, pattern], lr=learning_rate, betas=(0.5, 0.9))
     weight = images.new_full((count,), penalty)
     above, below = torch.zeros_like(targets), torch.zeros_like(targets)
     smallest = images.new_full((count,), math.inf)
-    best = [_sigmoid(mask).detach(), _sigmoid(pattern).detach()]
+    best_mask, best_pattern = _sigmoid(mask).detach(), _sigmoid(pattern).detach()
     wanted, history = targets.long().repeat_interleave(support), []
     with torch.enable_grad():
         for _ in range(steps):
@@ -424,13 +425,14 @@ def mask_inversion(
             reached = (logits.argmax(-1) == wanted).unflatten(0, (count, support)).to(images.dtype).mean(1)
             holds, size = reached >= threshold, size.detach()
             better = (holds & (size < smallest)) | smallest.isinf()
-            best = [torch.where(_spread(better, new), new.detach(), old) for new, old in zip((m, p), best, strict=True)]
+            best_mask = torch.where(_spread(better, m), m.detach(), best_mask)
+            best_pattern = torch.where(_spread(better, p), p.detach(), best_pattern)
             smallest = torch.where(holds & (size < smallest), size, smallest)
             above, below = torch.where(holds, above + 1, 0), torch.where(holds, 0, below + 1)
             weight = torch.where(above == patience, weight * factor, weight)
             weight = torch.where(below == patience, weight / factor**1.5, weight)
             above, below = above % patience, below % patience
-    return MaskedTrigger(*best, torch.stack(history))
+    return MaskedTrigger(best_mask, best_pattern, torch.stack(history))
 
 
 def _gradient(losses: Callable[[Tensor], Tensor], point: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,6 +48,7 @@ class MembershipAttacker(nn.Module):
         widths = [inputs, *hidden, 2]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.dropout = dropout
+        self._hidden = tuple(hidden)
 
     def draw(self, generator: torch.Generator, *lead: int) -> list[Bool[Tensor, "..."]]:
         """Masks of dropout, one `(*lead, width)` a hidden layer: what is kept.
@@ -57,8 +58,8 @@ class MembershipAttacker(nn.Module):
             lead: the number of maps, or steps and maps.
         """
         return [
-            torch.rand(*lead, layer.out_features, generator=generator, device=generator.device) >= self.dropout
-            for layer in list(self.layers)[:-1]
+            torch.rand(*lead, width, generator=generator, device=generator.device) >= self.dropout
+            for width in self._hidden
         ]
 
     def forward(

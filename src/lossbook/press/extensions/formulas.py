@@ -14,11 +14,13 @@ from functools import cache
 from html import escape
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from docutils import nodes
 from py_mini_racer import MiniRacer
 from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
+from sphinx.domains.math import MathDomain
 from sphinx.locale import _ as translated
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util import logging
@@ -29,7 +31,7 @@ from lossbook import __version__
 from lossbook.press.errors import PressError
 
 # The package's own use of these files, MathJax in the browser, is none of ours.
-SOURCE = Path(import_module("sphinx-mathjax-offline").__file__).parent / "static" / "mathjax"
+SOURCE = Path(str(import_module("sphinx-mathjax-offline").__file__)).parent / "static" / "mathjax"
 COMPONENTS = (
     "startup", "core", "adaptors/liteDOM", "input/tex-full", "output/chtml", "output/chtml/fonts/tex",
     "a11y/assistive-mml",
@@ -191,7 +193,7 @@ class KeepTogether(SphinxPostTransform):
                 parent[at].astext() if 0 <= at < len(parent) and isinstance(parent[at], nodes.Text) else ""
                 for at in (place - 1, place + 1)
             )
-            opens, closes = OPENS.search(before)[0], CLOSES.match(after)[0]
+            opens, closes = _matched(OPENS.search(before)), _matched(CLOSES.match(after))
             if not opens and not closes:
                 continue
             together = nodes.inline(
@@ -202,6 +204,10 @@ class KeepTogether(SphinxPostTransform):
             parent[place] = together
             if opens:
                 parent[place - 1] = nodes.Text(before.removesuffix(opens))
+
+
+def _matched(match: re.Match[str] | None) -> str:
+    return match[0] if match else ""
 
 
 def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
@@ -217,7 +223,7 @@ def visit_math_block(self: HTML5Translator, node: nodes.math_block) -> None:
 
 def _write_files(app: Sphinx) -> None:
     """Write the style sheet, the fonts and the script, before the pages that link to them with a checksum."""
-    if app.builder.format != "html" or app.builder.math_renderer_name != "formulas":
+    if not isinstance(app.builder, StandaloneHTMLBuilder) or app.builder.math_renderer_name != "formulas":
         return
     folder = Path(app.outdir) / "_static" / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
@@ -228,11 +234,12 @@ def _write_files(app: Sphinx) -> None:
 
 
 def _link_files(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    if app.builder.format != "html" or app.builder.math_renderer_name != "formulas":
+    if not isinstance(app.builder, StandaloneHTMLBuilder) or app.builder.math_renderer_name != "formulas":
         return
+    equations = cast(MathDomain, app.env.get_domain("math"))
     # The sidebar shows the titles of other pages.
     titles = (title for titles in (app.env.titles, app.env.longtitles) for title in titles.values())
-    if app.env.get_domain("math").has_equations(page) or any(title.next_node(nodes.math) for title in titles):
+    if equations.has_equations(page) or any(title.next_node(nodes.math) for title in titles):
         app.builder.add_css_file(f"{FOLDER}/formulas.css")
         app.builder.add_js_file(f"{FOLDER}/formulas.js")
 

@@ -43,7 +43,8 @@ class LinkTerms(SphinxPostTransform):
             while above.parent is not None and not isinstance(above, (nodes.paragraph, *CLOSED)):
                 above = above.parent
             # A paper's own title is quoted as it is.
-            if isinstance(above, nodes.paragraph) and "lossbook-citation" not in above.parent.get("classes", ()):
+            quoted = above.parent is not None and "lossbook-citation" in above.parent.get("classes", ())
+            if isinstance(above, nodes.paragraph) and not quoted:
                 self._link(text, left, places)
 
     def _link(self, text: nodes.Text, left: list[str], places: dict[str, tuple[str, str]]) -> None:

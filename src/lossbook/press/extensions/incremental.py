@@ -70,16 +70,19 @@ class IncrementalBuilder(StandaloneHTMLBuilder):
 
     def load_indexer(self, docnames: Iterable[str]) -> None:
         """Take up the search index without the pages that are written again."""
+        indexer = self.indexer
+        assert indexer is not None, "Sphinx makes it before it loads it"
         path, kept = Path(self.doctreedir, SEARCH), set(self.env.all_docs) - set(docnames)
         if path.is_file():
-            vars(self.indexer).update(pickle.loads(path.read_bytes()))
-        self.indexer.prune(kept)
-        entries = self.indexer._index_entries
-        self.indexer._index_entries = {name: entries[name] for name in entries.keys() & kept}
+            vars(indexer).update(pickle.loads(path.read_bytes()))
+        indexer.prune(kept)
+        entries = indexer._index_entries
+        indexer._index_entries = {name: entries[name] for name in entries.keys() & kept}
 
     def dump_search_index(self) -> None:
         """Write the search index, and keep it in the form that can be gone on with."""
         indexer = self.indexer
+        assert indexer is not None, "Sphinx has no index to write otherwise"
         indexer.prune(self.env.all_docs)
         for name in ("_mapping", "_title_mapping"):
             setattr(indexer, name, {word: pages for word, pages in getattr(indexer, name).items() if pages})

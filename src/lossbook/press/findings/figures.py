@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -122,9 +122,10 @@ def _line(axes: Any, rows: "pd.DataFrame", x: str, y: str, kind: str | None) -> 
         axes.minorticks_off()
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
+def _interval(values: Iterable[float]) -> tuple[float, float]:
     # Of a single value nothing is drawn.
-    return student_interval(values) if len(values) > 1 else (math.nan, math.nan)
+    numbers = list(values)
+    return student_interval(numbers) if len(numbers) > 1 else (math.nan, math.nan)
 
 
 def _is_number(column: "pd.Series") -> bool:

@@ -84,7 +84,9 @@ def write(folder: Path, name: str, table: "pd.DataFrame") -> list[Path]:
 def verdicts(ledger: "pd.DataFrame") -> dict[str, str]:
     """How many entries have which verdict, in words, for each run."""
     return {
-        run: ", ".join(f"{number} {verdict}" for verdict, number in group["verdict"].value_counts(sort=False).items())
+        str(run): ", ".join(
+            f"{number} {verdict}" for verdict, number in group["verdict"].value_counts(sort=False).items()
+        )
         for run, group in ledger.groupby("run", sort=False)
     }
 
@@ -101,13 +103,18 @@ def means(results: "pd.DataFrame") -> dict[str, dict[str, float]]:
         for column in numeric(rows):
             name = f"{table}.{column}" if several else column
             for group, part in rows.groupby(kind, sort=False) if kind else [("", rows)]:
-                found[f"{name}\n{group}" if kind else name] = part.groupby("run", sort=False)[column].mean().to_dict()
+                each = part.groupby("run", sort=False)[column].mean()
+                found[f"{name}\n{group}" if kind else name] = {str(run): float(mean) for run, mean in each.items()}
     return dict(sorted(found.items(), key=lambda item: len(set(item[1].values())) == 1))
 
 
 def own(rows: "pd.DataFrame") -> list[str]:
     """The columns that the notebook recorded, as far as there is something in them."""
-    return [name for name in rows if name not in HEAD and not name.startswith("param.") and rows[name].notna().any()]
+    return [
+        name
+        for name in map(str, rows)
+        if name not in HEAD and not name.startswith("param.") and rows[name].notna().any()
+    ]
 
 
 def numeric(rows: "pd.DataFrame") -> list[str]:

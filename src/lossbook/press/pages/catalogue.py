@@ -75,12 +75,9 @@ def parts(project: Project, pages: Sequence[Page]) -> list[Part]:
 
 
 def _item(row: dict[str, str], page: Page | None) -> Item:
-    if page:
-        paper = page.paper
-        about = (paper.part, paper.slug, paper.title, paper.authors, paper.year, paper.arxiv)
-    else:
-        about = tuple(row.get(key, "") for key in ("part", "slug", "title", "authors", "year", "arxiv"))
-    return Item(*about, row.get("official_code", ""), page)
+    names = ("part", "slug", "title", "authors", "year", "arxiv")
+    about = {name: getattr(page.paper, name) if page else row.get(name, "") for name in names}
+    return Item(**about, code=row.get("official_code", ""), page=page)
 
 
 def people(authors: str) -> str:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 from urllib.parse import quote, urlencode
 
 from markdown_it import MarkdownIt
@@ -270,7 +270,7 @@ def _number(value: float | None, missing: str) -> str:
     return f"{value:.3g}".replace("-inf", "−∞").replace("inf", "∞") if _known(value) else missing
 
 
-def _known(value: float | None) -> bool:
+def _known(value: float | None) -> TypeGuard[float]:
     return value is not None and not math.isnan(value)
 
 

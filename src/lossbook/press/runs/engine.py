@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def carry_out(project: Project, plans: Sequence[Plan], options: Options, console
     outcomes: dict[Path, Outcome] = {}
     pending = list({plan.path: plan for plan in plans if plan.reason}.values())
     for each in pending:
-        if each.reason.startswith(DAMAGED):
+        if (each.reason or "").startswith(DAMAGED):
             console.print(f"{each.request.name}: {each.reason}; it runs again", markup=False)
     for each in plans:
         if not each.reason:
@@ -179,7 +179,7 @@ def carry_out(project: Project, plans: Sequence[Plan], options: Options, console
     return [outcomes[each.path] for each in plans]
 
 
-def _results(pending: list[Plan], options: Options, board: Board) -> Iterator[tuple[Plan, NotebookNode]]:
+def _results(pending: list[Plan], options: Options, board: Board) -> Generator[tuple[Plan, NotebookNode]]:
     """Every pending run, executed, as it is over."""
     from distributed import as_completed
 
@@ -278,13 +278,13 @@ def _run(paper: Paper, notebook: str, settings: Settings, name: str, options: Op
 @contextlib.contextmanager
 def _client(options: Options, pending: list[Plan]) -> Iterator[Any]:
     """A client of the cluster that is asked for, or of one within this process."""
-    import dask
+    import dask.config
 
     # Failures are told by us.
     quiet = {"distributed.admin.system-monitor.disk": False, "distributed.logging.distributed": "critical"}
     with dask.config.set(quiet):
         from distributed import Client, Scheduler, SpecCluster, Worker
-        from distributed.comm import parse_address
+        from distributed.comm.addressing import parse_address
         from distributed.comm.registry import get_backend
 
         for logger in ("distributed", "distributed.client"):
@@ -308,7 +308,8 @@ def _client(options: Options, pending: list[Plan]) -> Iterator[Any]:
         }
         scheduler = {"cls": Scheduler, "options": {"protocol": "inproc://", **alone}}
         with (
-            SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50) as cluster,
+            # Its annotation says bool, its documentation a level.
+            SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50) as cluster,  # pyright: ignore[reportArgumentType]
             Client(cluster, set_as_default=False) as client,
         ):
             yield client

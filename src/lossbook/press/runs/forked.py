@@ -13,11 +13,13 @@ import os
 import sys
 import threading
 from multiprocessing import resource_tracker
+from multiprocessing.context import ForkServerContext
+from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any
 
 from jupyter_client.connect import KernelConnectionInfo
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 NAME = "lossbook-warm"
 _starting = threading.Lock()
@@ -36,7 +38,7 @@ def start() -> None:
     forkserver.ensure_running()
 
 
-def _context() -> multiprocessing.context.ForkServerContext:
+def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["lossbook.press.runs.preload"])
     return context
@@ -47,9 +49,9 @@ class Forked:
 
     stdin = stdout = stderr = None
 
-    def __init__(self, process: multiprocessing.process.BaseProcess):
-        self._process = process
-        self.pid = process.pid
+    def __init__(self, process: BaseProcess):
+        assert process.pid is not None, "it has been started"
+        self._process, self.pid = process, process.pid
 
     def poll(self) -> int | None:
         """Exit status; None while it runs."""
@@ -108,7 +110,8 @@ def _without_heritage():
 
     (Workers of Dask are what multiprocessing calls daemonic: not allowed to have any.)
     """
-    main, ours = sys.modules["__main__"], multiprocessing.current_process()._config
+    # Python has no public switch for it.
+    main, ours = sys.modules["__main__"], multiprocessing.current_process()._config  # pyright: ignore[reportAttributeAccessIssue]
     daemonic = ours.pop("daemon", None)
     sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -146,11 +149,13 @@ def _serve(arguments: list[str], environment: dict[str, str], folder: str, log: 
     from ipykernel.kernelapp import IPKernelApp
 
     # What a notebook leaves behind (semaphores) is its own tracker's to clear, not that of whoever started us.
-    tracker = resource_tracker._resource_tracker
+    # (Both are Python's own objects, without a public way to start afresh.)
+    tracker: Any = resource_tracker._resource_tracker
     tracker._fd = tracker._pid = None
     # Nor are we among those for whom the warm process goes on.
-    os.close(forkserver._forkserver._forkserver_alive_fd)
-    forkserver._forkserver.__init__()
+    server: Any = forkserver._forkserver
+    os.close(server._forkserver_alive_fd)
+    server.__init__()
 
     # These were read from the environment when the warm process imported their libraries.
     threads = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()

@@ -76,7 +76,7 @@ class Kernel(AsyncKernelManager):
         with open(self._log, "wb") as log:
             own = {"env": environment, "cwd": str(self.folder), "stdout": log, "stderr": log}
             await super().start_kernel(**{**options, **own})
-        self._process = self.provisioner.pid or 0
+        self._process = getattr(self.provisioner, "pid", None) or 0
 
     async def shutdown_kernel(self, now: bool = False, restart: bool = False) -> None:
         """End it at once: what it had to say has arrived, and asking politely takes longer than some notebooks."""

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,15 +32,17 @@ class Guarded(Protocol):
 
     def memory(self) -> int:
         """Bytes that it uses."""
+        ...
 
     def kill(self) -> None:
         """End it."""
+        ...
 
 
 class Guard:
     """Watches the kernels of one run from a thread, and stops them when a limit is reached."""
 
-    def __init__(self, kernels: list[Guarded], limits: Limits):
+    def __init__(self, kernels: Sequence[Guarded], limits: Limits):
         # Why the run was ended; empty if it was not.
         self.reason = ""
         self._kernels, self._limits = kernels, limits

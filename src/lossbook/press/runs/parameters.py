@@ -205,7 +205,7 @@ def _read(paper: Paper, source: str) -> list[Parameter]:
 
     def comment(statement: ast.stmt) -> str:
         # A formatter may have wrapped the line, and left the comment within.
-        lines = range(statement.lineno, statement.end_lineno + 1)
+        lines = range(statement.lineno, (statement.end_lineno or statement.lineno) + 1)
         return " ".join(comments[line] for line in lines if line in comments)
 
     parameters = []

@@ -37,9 +37,9 @@ for name in (
 
 # Our own modules as they were imported: file, time of its last edit.
 LOADED = {
-    module.__file__: os.stat(module.__file__).st_mtime_ns
+    file: os.stat(file).st_mtime_ns
     for name, module in list(sys.modules.items())
-    if name.partition(".")[0] == "lossbook" and getattr(module, "__file__", None)
+    if name.partition(".")[0] == "lossbook" and (file := getattr(module, "__file__", None))
 }
 
 # Collecting garbage would write into every page that children share with their parent.

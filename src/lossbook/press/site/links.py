@@ -50,8 +50,8 @@ class _Anchors(HTMLParser):
         super().__init__()
         self.found: list[str] = []
 
-    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        address = dict(attributes).get("href") if tag in ("a", "area") else None
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        address = dict(attrs).get("href") if tag in ("a", "area") else None
         if address and urlsplit(address).scheme in ("http", "https"):
             self.found.append(address)
 

@@ -138,7 +138,8 @@ def _jupyter_book(project: Project, work: Path) -> Path:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            process.stdin.close()
+            if process.stdin:
+                process.stdin.close()
     if status or not (made / "index.html").is_file():
         raise PressError(
             f"the site could not be rendered (all of it: {project.short(log)})\n{_complaints(log, source)}"
