@@ -42,7 +42,7 @@ def build(
     """Run the notebooks that need it and build the site."""
     from lossbook.press import files, pages
     from lossbook.press.progress import track
-    from lossbook.press.runs import engine, notebooks
+    from lossbook.press.runs import engine, keys, notebooks
     from lossbook.press.runs.parameters import Parameters
     from lossbook.press.site import render
 
@@ -71,9 +71,11 @@ def build(
         kept = sum(plan.reason is None for plan in plans)
         if kept:
             notes.print(f"{kept} of {len(plans)} runs are up to date")
+        library = keys.library()
         for outcome in engine.carry_out(project, plans, options, notes):
             paper = outcome.request.paper
-            notebooks.write(project.executed(paper), notebooks.with_text(outcome.executed, outcome.request.notebook))
+            shown = notebooks.with_text(outcome.executed, outcome.request.notebook, library)
+            notebooks.write(project.executed(paper), shown)
             if failure := notebooks.failure_of(outcome.executed):
                 complaints.append(failure.describe(paper))
                 notes.print(f"failed: {complaints[-1]}", markup=False)

@@ -33,7 +33,7 @@ def _end(message: str, status: int) -> NoReturn:
 def application() -> "typer.Typer":
     """The command line with all its commands."""
     # Importing a file adds its commands.
-    from lossbook.press.cli import build, record, run, sweep  # noqa: F401
+    from lossbook.press.cli import build, prune, record, run, sweep  # noqa: F401
     from lossbook.press.cli.options import app
 
     return app

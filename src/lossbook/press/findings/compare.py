@@ -129,7 +129,8 @@ def _change(one: dict[str, Any] | None, other: dict[str, Any] | None) -> str:
 
 def setting_rows(left: Side, right: Side) -> list[Row]:
     """Everything about how the two were made that differs."""
-    mine, theirs = _made(left.run), _made(right.run)
+    keys = [isinstance(side.run.get("key"), dict) for side in (left, right)]
+    mine, theirs = (_made(side.run, whole=all(keys)) for side in (left, right))
     names = dict.fromkeys([*mine, *theirs])
     return [
         Row(name, mine.get(name, "–"), theirs.get(name, "–"), "")
@@ -138,7 +139,8 @@ def setting_rows(left: Side, right: Side) -> list[Row]:
     ]
 
 
-def _made(run: dict[str, Any]) -> dict[str, str]:
+def _made(run: dict[str, Any], whole: bool) -> dict[str, str]:
+    """How a run was made, with the whole of its key or, where the other has none, the digest of its code."""
     made = {"paper": run["slug"], "profile": run["profile"]}
     made |= {f"parameter {name}": json.dumps(value, ensure_ascii=False) for name, value in run["parameters"].items()}
     made |= {f"version of {name}": str(value) for name, value in (run.get("versions") or {}).items()}
@@ -148,7 +150,9 @@ def _made(run: dict[str, Any]) -> dict[str, str]:
     key = run.get("key")
     for name, digest in key.items() if isinstance(key, dict) else ():
         # What else decides a result; the rest of a key is shown above in words.
-        if name not in ("parameters", "versions", "device"):
+        if whole and name.startswith("version "):
+            made[f"version of {name.removeprefix('version ')}"] = str(digest)
+        elif name == "code" or (whole and name not in ("format", "parameters", "versions", "device")):
             made[name] = str(digest)[:9]
     return made
 

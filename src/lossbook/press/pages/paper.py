@@ -23,9 +23,6 @@ from lossbook.press.project import Paper, Project
 from lossbook.press.runs import notebooks
 from lossbook.press.runs.parameters import Parameter, Parameters
 
-# Of the output that holds the library's source (`lab.show_source`): dotted names of what is shown.
-SOURCE = "lossbook-source"
-
 
 def write(project: Project, page: Page, others: Sequence[Page], public: Container[str], folder: Path) -> None:
     """Write the page and what can be downloaded from it; `public` are the names that the reference describes."""
@@ -113,15 +110,15 @@ def _place_figures(page: Page, notebook: NotebookNode) -> None:
 
 def _fold_source(cell: NotebookNode, public: Container[str]) -> list[NotebookNode]:
     """The cell itself, or text that holds the library's source, folded, where the cell shows that."""
-    shown = [output for output in cell.get("outputs", []) if SOURCE in output.get("metadata", {})]
+    shown = [output for output in cell.get("outputs", []) if notebooks.SOURCE in output.get("metadata", {})]
     if not shown:
         return [cell]
     texts = []
     for output in shown:
-        name = output["metadata"][SOURCE]
+        name = output["metadata"][notebooks.SOURCE]
         code = "".join(output["data"]["text/plain"])
         link = f"In the reference: {{py:obj}}`{name}`.\n\n" if name in public else ""
-        texts.append(dropdown(f"Source of `{name.rpartition('.')[2]}`", link + fence(code, "python"), SOURCE))
+        texts.append(dropdown(f"Source of `{name.rpartition('.')[2]}`", link + fence(code, "python"), notebooks.SOURCE))
     return [new_markdown_cell("\n\n".join(texts))]
 
 

@@ -18,10 +18,13 @@ from nbformat import NotebookNode
 from lossbook.press.errors import PressError, Refused
 from lossbook.press.files import write_whole
 from lossbook.press.project import Paper
+from lossbook.press.runs.definitions import Library
 from lossbook.press.runs.device import device_of
 from lossbook.press.runs.limits import NO_LIMITS, Guard, Limits
 from lossbook.press.runs.parameters import Settings
 
+# Of the output that holds the library's source (`lab.show_source`): the dotted name of what is shown.
+SOURCE = "lossbook-source"
 # Called as cells start: cells done, cells in all.
 Report = Callable[[int, int], None]
 
@@ -158,10 +161,11 @@ def execute(
     return nbformat.reads(nbformat.writes(executed), as_version=4)
 
 
-def with_text(executed: NotebookNode, script: NotebookNode) -> NotebookNode:
-    """An executed notebook with the text of the script as it is now.
+def with_text(executed: NotebookNode, script: NotebookNode, library: Library | None = None) -> NotebookNode:
+    """An executed notebook with the text of the script as it is now, and with the text of the library's source.
 
-    Both have the same code, for code is in the key of a run; text is not, and may have been edited since.
+    Both have the same code, for code is in the key of a run; text is not, and may have been edited since: between the
+    cells, or in docstrings and comments of what `lab.show_source` shows.
     """
     made = copy.deepcopy(executed)
     # The front matter as well: it says how things are shown.
@@ -181,6 +185,11 @@ def with_text(executed: NotebookNode, script: NotebookNode) -> NotebookNode:
         # What papermill put behind the parameters.
         while code and "injected-parameters" in code[0].metadata.get("tags", []):
             made.cells.append(code.pop(0))
+    for output in (output for cell in made.cells for output in cell.get("outputs", ())):
+        name = output.get("metadata", {}).get(SOURCE)
+        source = library.source(name) if library and name else None
+        if source is not None:
+            output.data |= {"text/markdown": f"```python\n{source}\n```", "text/plain": source}
     return numbered(made)
 
 
