@@ -75,6 +75,10 @@ def outgrabe(raths: Float[Tensor, "n d"], *, how: str = "loudly") -> Float[Tenso
 
     Source:
         ours.
+
+    Examples:
+        >>> outgrabe(torch.eye(2), how="`mimsily`")
+        tensor([1., 1.])
     """
     return raths.sum(1)
 
@@ -200,6 +204,12 @@ def test_entry(tree):
     assert re.search(r"<code[^>]*><span[^>]*>sum</span></code>", entry)
     fields = re.findall(r'<dt class="field-\w+">(\w+)', entry)
     assert fields == ["Parameters", "Returns", "Raises", "Source"]
+    # Last an example, highlighted, its code as it is; prompts and results can be left out when it is copied.
+    shown = entry[entry.index("ours.") :]
+    assert '<p class="rubric">Examples</p>' in shown and '<span class="gp">&gt;&gt;&gt; </span>' in shown
+    assert '>>> outgrabe(torch.eye(2), how="`mimsily`")' in text and '<span class="go">tensor([1., 1.])</span>' in shown
+    scripts = (tree.site / "_static" / "copybutton.js").read_text()
+    assert r"'>>> |\\.\\.\\. '" in scripts
 
 
 @pytest.mark.slow
@@ -308,6 +318,7 @@ def test_public_names_that_cannot_be_told_are_refused(tmp_path, text, complaint)
         ("    n: it.\n        Changed in version 1.2: may be `0`.\n    m: on", "    n: it.\n\n        .. versionchanged:: 1.2\n           May be ``0``.\n\n    m: on"),
         ("Deprecated in version 2.0: use $f$.", "\n.. deprecated:: 2.0\n   Use :math:`f`.\n"),
         ("It was added in version 0.2.0.", "It was added in version 0.2.0."),
+        ("`a`:\n\n  >>> f('`$a$`')\n  '$a$'\n\n`b`", "``a``:\n\n  >>> f('`$a$`')\n  '$a$'\n\n``b``"),
         ("Source:\n    arXiv:2501.17683, eq. 4.", ":Source:\n    `arXiv:2501.17683 <https://arxiv.org/abs/2501.17683>`__, eq. 4."),
     ],
 )  # fmt: skip

@@ -22,8 +22,6 @@ def record(frame: pd.DataFrame, name: str = "results") -> None:
 
     Examples:
         >>> import pandas as pd
-
-    from lossbook.formats import RESULTS_TYPE
         >>> lab.record(pd.DataFrame({"seed": [0, 1], "accuracy": [81.0, 82.5]}))
         results: 2 rows of seed, accuracy, kept with this run
     """

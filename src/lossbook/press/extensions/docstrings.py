@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from sphinx.application import Sphinx
     from sphinx.domains.python import PythonDomain
 
-# A formula on lines of its own.
-_BLOCK = re.compile(r"^( *)\$\$(.+?)\$\$ *$", re.MULTILINE | re.DOTALL)
+# A formula on lines of its own, or an example up to the next empty line.
+_BLOCK = re.compile(r"^( *)\$\$(.+?)\$\$ *$|^ *>>> [^\n]*(?:\n *\S[^\n]*)*", re.MULTILINE | re.DOTALL)
 # What is reStructuredText already, code, a dollar, a formula in a line.
 _PIECES = re.compile(r"(``.+?``|:[\w:]+:`[^`]+`)|(`[^`]+`)|(\\\$)|\$([^$]+?)\$", re.DOTALL)
 _ARXIV = re.compile(r"\barXiv:(\d{4}\.\d{4,5})\b")
@@ -32,7 +32,7 @@ _NAMES = {
 
 
 def restructured(text: str) -> str:
-    """A docstring's Markdown as reStructuredText.
+    """A docstring's Markdown as reStructuredText; examples, at prompts, stay as they are.
 
     Raises:
         ValueError: if a formula between double dollars does not stand on lines of its own.
@@ -49,6 +49,8 @@ def restructured(text: str) -> str:
 
 def _block(match: re.Match[str]) -> str:
     indent, formula = match.groups()
+    if formula is None:
+        return match[0]
     lines = "\n".join(f"{indent}   {line.strip()}" for line in formula.strip().splitlines())
     return f"\n{indent}.. math::\n\n{lines}\n\n"
 

@@ -60,7 +60,7 @@ def _index(project: Project, library: Library) -> str:
             "Tensors come first, hyperparameters are keywords with the paper's defaults. Annotations give shapes: "
             '`Float[Tensor, "n d"]` is a floating-point tensor with two dimensions, and a letter that occurs '
             'twice in a signature is the same number; `"*n d"` has any number of dimensions before the last, and `""` '
-            "has none.",
+            "has none. Examples stand below `import torch` and what their page imports.",
             "## Methods",
             _table(
                 "Part",
