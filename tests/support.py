@@ -76,6 +76,15 @@ def extreme(case: str, dtype: torch.dtype):
     return x.requires_grad_(), y.requires_grad_()
 
 
+def mapped_is_one_by_one(loss):
+    """Check that a loss of two sets of embeddings, mapped over runs, is that of each run alone, and its gradient."""
+    x, y = torch.randn(2, 3, 6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gradients = torch.func.vmap(torch.func.grad_and_value(loss))(x, y)
+    for run in range(3):
+        alone = torch.func.grad_and_value(loss)(x[run], y[run])
+        torch.testing.assert_close([part[run] for part in gradients], list(alone), rtol=1e-12, atol=1e-12)
+
+
 def agree(ours, theirs, inputs, tolerance=1e-10):
     """Check that two losses, and their gradients by the inputs, are equal."""
     torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)

@@ -57,6 +57,7 @@ from itertools import combinations
 from typing import Literal
 
 from lossbook import lab
+from lossbook.lab import augmentations, representations
 from lossbook.methods.contrastive.cacr import (
     cacr,
     conditional_weights,
@@ -64,12 +65,9 @@ from lossbook.methods.contrastive.cacr import (
     contrastive_repulsion,
     rbf_repulsion,
 )
-from lossbook.methods.contrastive.common import (
-    cosine_similarity,
-    info_nce,
-    uniformity,
-    unit,
-)
+from lossbook.methods.contrastive.hypersphere import uniformity
+from lossbook.methods.contrastive.infonce import info_nce
+from lossbook.methods.similarities import cosine_similarity, unit
 
 lab.use_theme()
 ledger = lab.Ledger()
@@ -882,7 +880,7 @@ def trained(method, runs, *, number=positives, data="all", detach=True, name=Non
     # As many views of as many pictures, whatever K and the size of the set.
     passes = epochs * (positives + 1) / (number + 1)
     passes = passes * (len(train) // batch_size) / (len(inputs) // batch)
-    views = lab.Views(
+    views = augmentations.Views(
         (batch, *train.shape[1:]), shift=1, noise=0.1, drop=0.1, number=number + 1
     )
     fitted = lab.fit(
@@ -904,7 +902,7 @@ def trained(method, runs, *, number=positives, data="all", detach=True, name=Non
         {key: split.targets for key, split in splits.items()} | {"train": targets},
     )
     frame = frame.join(accuracies)
-    frame["effective rank"] = lab.effective_rank(unit(features["test"][1])).numpy()
+    frame["effective rank"] = representations.effective_rank(unit(features["test"][1])).numpy()
     if fitted.logged:
         start = len(entropies)
         entropies.extend(

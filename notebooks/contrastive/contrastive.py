@@ -59,6 +59,7 @@ import torch.nn.functional as F
 from typing import Literal
 
 from lossbook import lab
+from lossbook.lab import augmentations, fitting
 from lossbook.methods.contrastive import (
     LossStatistics,
     cacr_from_cosines,
@@ -70,19 +71,19 @@ from lossbook.methods.contrastive import (
     mann_whitney_from_cosines,
     mann_whitney_from_scores,
     msbreg,
-    pair_gradients,
     pair_memory,
     record_losses,
     singular_isotropy,
 )
-from lossbook.methods.contrastive.common import cosine_similarity, diagonal_cross_entropy
 from lossbook.methods.contrastive.contrastive_temperature import (
     hard_info_nce_from_cosines,
 )
 from lossbook.methods.contrastive.decoupled_contrastive import (
     decoupled_contrastive_from_cosines,
 )
+from lossbook.methods.contrastive.infonce import diagonal_cross_entropy
 from lossbook.methods.contrastive.logit_dp import logit_dp_from_cosines
+from lossbook.methods.similarities import cosine_similarity, pair_gradients
 
 lab.use_theme()
 ledger = lab.Ledger()
@@ -336,7 +337,7 @@ ledger.check(
 # {py:func}`~lossbook.methods.contrastive.contrastive_temperature.hard_info_nce`, {py:func}`~lossbook.methods.contrastive.cacr.cacr`,
 # {py:func}`~lossbook.methods.contrastive.msbreg.msbreg`, {py:func}`~lossbook.methods.contrastive.dynamic_bad_pair_mining.dynamic_bad_pair_loss`,
 # {py:func}`~lossbook.methods.contrastive.mw_auc_retrieval.mann_whitney_loss`, {py:func}`~lossbook.methods.contrastive.lvm_med.graph_matching_loss`,
-# {py:func}`~lossbook.methods.contrastive.unime_v2.judge_alignment`. The baseline of all, {py:func}`~lossbook.methods.contrastive.common.info_nce`,
+# {py:func}`~lossbook.methods.contrastive.unime_v2.judge_alignment`. The baseline of all, {py:func}`~lossbook.methods.contrastive.infonce.info_nce`,
 # has one number to tune and needs nothing beyond pairs.
 
 # %% [markdown]
@@ -766,7 +767,7 @@ splits = {
 }
 train = splits["train"].inputs
 pixels, channels = train[0].numel(), train.shape[1]
-views = lab.Views((batch_size, *train.shape[1:]), shift=shift)
+views = augmentations.Views((batch_size, *train.shape[1:]), shift=shift)
 
 
 def as_views(images, seed):
@@ -959,7 +960,7 @@ def training(method):
         return loss, {}, (record_losses(memory, losses, index), statistics)
 
     def with_teacher(model, batch, run, teacher):
-        teacher = lab.moving_average(teacher, model.parameters, 0.95)
+        teacher = fitting.moving_average(teacher, model.parameters, 0.95)
         slow = embed(model.at(teacher), batch).detach()
         return (
             msbreg(embed(model, batch), slow, batch["kicks"], singular=run["setting"]),

@@ -57,7 +57,7 @@ from torch import nn
 from typing import Literal
 
 from lossbook import lab
-from lossbook.methods.contrastive.common import pair_gradients, uniformity, unit
+from lossbook.lab import augmentations
 from lossbook.methods.contrastive.contrastive_temperature import (
     hard_info_nce,
     hard_info_nce_from_cosines,
@@ -66,6 +66,8 @@ from lossbook.methods.contrastive.contrastive_temperature import (
     simple_contrastive_from_cosines,
     tolerance,
 )
+from lossbook.methods.contrastive.hypersphere import uniformity
+from lossbook.methods.similarities import pair_gradients, unit
 
 lab.use_theme()
 ledger = lab.Ledger()
@@ -844,7 +846,7 @@ def lead(first, second, number=10):
 
 def train_and_measure(method, runs, shift):
     """One row a run: accuracies of the probe, and the geometry on test pictures."""
-    views = lab.Views((batch_size, *train.shape[1:]), shift=shift)
+    views = augmentations.Views((batch_size, *train.shape[1:]), shift=shift)
     fitted = lab.fit(
         build,
         training(method),

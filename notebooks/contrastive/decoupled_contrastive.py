@@ -55,13 +55,14 @@ import torch.nn.functional as F
 from typing import Literal
 
 from lossbook import lab
+from lossbook.lab import augmentations
 from lossbook.methods.contrastive import (
     decoupled_contrastive,
     decoupled_contrastive_weighted,
     negative_von_mises_fisher_weights,
     nt_xent,
 )
-from lossbook.methods.contrastive.common import two_view_terms
+from lossbook.methods.contrastive.infonce import two_view_terms
 
 lab.use_theme()
 ledger = lab.Ledger()
@@ -697,7 +698,7 @@ seen["plain test"], targets["plain test"] = seen["test"], targets["test"]
 
 def as_views(images, seed):
     """One view of each picture, always the same."""
-    views = lab.Views(tuple(images.shape), shift=shift)
+    views = augmentations.Views(tuple(images.shape), shift=shift)
     return views.once(images, torch.Generator().manual_seed(seed))["first"]
 
 
@@ -834,7 +835,7 @@ ledger.check(
 
 results, counts, courses = [], [], []
 for batch_size in batch_sizes:
-    views = lab.Views((batch_size, *train.shape[1:]), shift=shift)
+    views = augmentations.Views((batch_size, *train.shape[1:]), shift=shift)
     runs = lab.grid(
         seed=range(seeds),
         rate=learning_rates,

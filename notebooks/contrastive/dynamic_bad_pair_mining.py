@@ -54,7 +54,6 @@ from torch import nn
 from typing import Literal
 
 from lossbook import lab
-from lossbook.methods.contrastive.common import info_nce
 from lossbook.methods.contrastive.dynamic_bad_pair_mining import (
     LossStatistics,
     bad_pairs,
@@ -64,6 +63,7 @@ from lossbook.methods.contrastive.dynamic_bad_pair_mining import (
     pair_weights,
     record_losses,
 )
+from lossbook.methods.contrastive.infonce import info_nce
 
 lab.use_theme()
 ledger = lab.Ledger()

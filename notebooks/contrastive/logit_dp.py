@@ -66,7 +66,8 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev
 
 from lossbook import lab
-from lossbook.methods.contrastive.common import cosine_similarity, info_nce
+from lossbook.lab import augmentations
+from lossbook.methods.contrastive.infonce import info_nce
 from lossbook.methods.contrastive.logit_dp import (
     logit_dp_gradient,
     logit_dp_influence,
@@ -75,6 +76,7 @@ from lossbook.methods.contrastive.logit_dp import (
     logit_dp_weights,
     pair_gradient_norms,
 )
+from lossbook.methods.similarities import cosine_similarity
 
 lab.use_theme()
 ledger = lab.Ledger()
@@ -794,7 +796,7 @@ def largest(n):
 def drawing(n):
     """Poisson batches, filled up to a fixed shape, and what else is random in a step."""
     room = largest(n)
-    views = lab.Views((room, *shape), shift=1, noise=0.1, drop=0.1)
+    views = augmentations.Views((room, *shape), shift=1, noise=0.1, drop=0.1)
 
     def draw(generator, count):
         options = {"generator": generator, "device": generator.device}
@@ -946,7 +948,7 @@ held = 300  # pictures of a split that make up the batch on which the loss is ju
 judging = {}
 for name in ("validation", "test"):
     some = splits[name].inputs[:held]
-    views = lab.Views((len(some), *shape), shift=1, noise=0.1, drop=0.1)
+    views = augmentations.Views((len(some), *shape), shift=1, noise=0.1, drop=0.1)
     judging[name] = views.once(some, torch.Generator().manual_seed(1))
 
 
@@ -1115,7 +1117,7 @@ for seed in range(seeds):
         parameters = {name: value.detach() for name, value in network.named_parameters()}
         draw = torch.Generator().manual_seed(seed)
         for n in measured_batches:
-            views = lab.Views((n, *shape), shift=1, noise=0.1, drop=0.1)
+            views = augmentations.Views((n, *shape), shift=1, noise=0.1, drop=0.1)
             for _ in range(repeats):
                 index = torch.randperm(pictures, generator=draw)[:n]
                 batch = views.once(train[index], draw)

@@ -65,11 +65,8 @@ from torch import nn
 from typing import Literal
 
 from lossbook import lab
-from lossbook.methods.contrastive.common import (
-    cosine_similarity,
-    nt_xent,
-    vic_reg,
-)
+from lossbook.lab import augmentations
+from lossbook.methods.contrastive.infonce import nt_xent
 from lossbook.methods.contrastive.lvm_med import (
     edge_affinity,
     graph_convolution,
@@ -78,6 +75,8 @@ from lossbook.methods.contrastive.lvm_med import (
     local_affinity,
     nearest_rows,
 )
+from lossbook.methods.contrastive.non_contrastive import vic_reg
+from lossbook.methods.similarities import cosine_similarity
 
 lab.use_theme()
 ledger = lab.Ledger()
@@ -878,7 +877,7 @@ border = step // 2
 window = step + 2 * border
 edge_pixels = torch.arange(cells) * step + (step - 1) / 2
 centres = torch.cartesian_prod(edge_pixels, edge_pixels)  # (cells², 2)
-views = lab.Views((batch_size, *train.shape[1:]), shift=1, noise=0.05, drop=0.0)
+views = augmentations.Views((batch_size, *train.shape[1:]), shift=1, noise=0.05, drop=0.0)
 
 
 def patches(pictures):

@@ -73,7 +73,8 @@ from torch import nn
 from typing import Literal
 
 from lossbook import lab
-from lossbook.methods.contrastive.common import info_nce, unit, vic_reg
+from lossbook.lab import augmentations, fitting, representations
+from lossbook.methods.contrastive.infonce import info_nce
 from lossbook.methods.contrastive.msbreg import (
     brownian,
     centroid_attraction,
@@ -81,6 +82,8 @@ from lossbook.methods.contrastive.msbreg import (
     msbreg,
     singular_isotropy,
 )
+from lossbook.methods.contrastive.non_contrastive import vic_reg
+from lossbook.methods.similarities import unit
 
 lab.use_theme()
 ledger = lab.Ledger()
@@ -786,7 +789,7 @@ def training(family, pull="views", form="singular"):
             else:
                 value = vic_reg(*z)
             return value, {"spread": spread(z)}, teacher
-        teacher = lab.moving_average(teacher, model.parameters, run["momentum"])
+        teacher = fitting.moving_average(teacher, model.parameters, run["momentum"])
         target = embed(model.at(teacher), 1).detach()
         _, z, predicted = (
             each.unflatten(0, seen.shape[:2]) for each in model(seen.flatten(0, 1))
@@ -815,7 +818,7 @@ results, spreads = [], []
 def trained(family, runs, *, number=2, names=None, **options):
     """Train runs of one family, measure them, one row a run; return their networks."""
     networks = []
-    views = lab.Views(
+    views = augmentations.Views(
         (batch_size, *train.shape[1:]), shift=1, noise=0.1, drop=0.1, number=number
     )
 
@@ -852,7 +855,7 @@ def trained(family, runs, *, number=2, names=None, **options):
         voted = lab.accuracies(embeddings, labels, judge=lab.k_nearest_neighbours)
         frame["test neighbours"] = voted["test accuracy"]
         for name in ("validation", "test"):
-            frame[f"{name} effective rank"] = lab.effective_rank(
+            frame[f"{name} effective rank"] = representations.effective_rank(
                 unit(outputs[name][1])
             ).numpy()
         frame["first spread"] = fitted.logged["spread"][:, 0].numpy()

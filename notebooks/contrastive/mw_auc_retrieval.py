@@ -58,12 +58,14 @@ from sklearn.metrics import precision_recall_curve, roc_auc_score
 from torch import nn
 
 from lossbook import lab
-from lossbook.methods.contrastive.common import cosine_similarity, info_nce, pair_gradients
+from lossbook.lab import corpora, representations
+from lossbook.methods.contrastive.infonce import info_nce
 from lossbook.methods.contrastive.mw_auc_retrieval import (
     mann_whitney_from_cosines,
     mann_whitney_from_scores,
     mann_whitney_loss,
 )
+from lossbook.methods.similarities import cosine_similarity, pair_gradients
 
 lab.use_theme()
 ledger = lab.Ledger()
@@ -220,7 +222,7 @@ for _ in range(cases):
     ):
         blind.append(lab.max_error(loss(s + g, 0.5), loss(s, 0.5)))
     for before, after in zip(
-        lab.retrieval(s).values(), lab.retrieval(s + g).values(), strict=True
+        representations.retrieval(s).values(), representations.retrieval(s + g).values(), strict=True
     ):
         blind.append(lab.max_error(after, before))
     change = mann_whitney_from_cosines(s + g, temperature=0.5) - mann_whitney_from_cosines(
@@ -264,7 +266,7 @@ ledger.check(
 # The same on real scores: a frozen sentence encoder finds the words for a definition from WordNet. To each query's scores we add a random number.
 
 # %% tags=["hide-input"]
-splits = {name: lab.load_pairs(split=name) for name in ("train", "validation", "test")}
+splits = {name: corpora.load_pairs(split=name) for name in ("train", "validation", "test")}
 
 
 def numbered(texts):
@@ -292,7 +294,7 @@ def ranked(p, wrong):
     """MRR and nDCG, which need no more than each query's positive and its best wrong passages."""
     first = torch.zeros(len(p), 1 + wrong.shape[1], dtype=torch.bool)
     first[:, 0] = True
-    return lab.retrieval(torch.cat([p[:, None], wrong], 1), first)
+    return representations.retrieval(torch.cat([p[:, None], wrong], 1), first)
 
 
 frozen = {
@@ -731,7 +733,7 @@ def build(run):
 
 def relatives(rows):
     """Of some queries, the passages of other nouns that are nearest in WordNet's tree, then by the frozen encoder."""
-    near = lab.path_similarity(train.paths[rows], train.paths)
+    near = corpora.path_similarity(train.paths[rows], train.paths)
     near += 0.01 * train.queries[rows] @ train.passages.T
     same = groups["train"][rows][:, None] == groups["train"]
     return near.masked_fill(same, -1).topk(hard_negatives, 1).indices

@@ -53,15 +53,13 @@ import torch.nn.functional as F
 from typing import Literal
 
 from lossbook import lab
-from lossbook.methods.contrastive.common import (
-    cosine_similarity,
-    diagonal_cross_entropy,
-    info_nce,
-)
+from lossbook.lab import augmentations
+from lossbook.methods.contrastive.infonce import diagonal_cross_entropy, info_nce
 from lossbook.methods.contrastive.temperature_free_infonce import (
     log_odds,
     temperature_free_info_nce,
 )
+from lossbook.methods.similarities import cosine_similarity
 
 lab.use_theme()
 ledger = lab.Ledger()
@@ -504,7 +502,7 @@ splits = {
     for name in ("train", "validation", "test")
 }
 train = splits["train"].inputs
-views = lab.Views((batch_size, *train.shape[1:]), shift=1, noise=0.1, drop=0.1)
+views = augmentations.Views((batch_size, *train.shape[1:]), shift=1, noise=0.1, drop=0.1)
 sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
 print(
     f"{splits['train'].name}: {sizes} pictures, {tuple(train.shape[1:])}, {splits['train'].licence}"

@@ -54,7 +54,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from lossbook import lab
-from lossbook.methods.contrastive.common import info_nce
+from lossbook.lab import corpora, representations
+from lossbook.methods.contrastive.infonce import info_nce
 from lossbook.methods.contrastive.unime_v2 import (
     judge_alignment,
     judge_alignment_from_cosines,
@@ -622,10 +623,10 @@ ledger.check(
 # queries only, so it never meets a planted paraphrase. Settings are chosen on validation queries, figures show test queries. Relevant is the query's own passage, or one with the same words.
 
 # %%
-train, validation, test = (lab.load_pairs(split=s) for s in ("train", "validation", "test"))
+train, validation, test = (corpora.load_pairs(split=s) for s in ("train", "validation", "test"))
 everything = torch.cat([train.queries, train.passages])
 directions = torch.linalg.svd(everything, full_matrices=False).Vh[:dimensions].T
-closeness = lab.path_similarity(train.paths, train.paths)
+closeness = corpora.path_similarity(train.paths, train.paths)
 base = train.queries @ train.passages.T
 trained = torch.arange(len(train.queries)) < queries
 names = {text: number for number, text in enumerate(dict.fromkeys(train.passage_texts))}
@@ -882,7 +883,7 @@ def scored(similarities, pairs):
     """MRR@10 and Precision@1 in points, one value a run."""
     texts = np.array(pairs.passage_texts)
     relevant = torch.tensor(texts[:, None] == texts)
-    found = lab.retrieval(similarities, relevant)
+    found = representations.retrieval(similarities, relevant)
     return 100 * found["mrr@10"].numpy(), 100 * found["recall@1"].numpy()
 
 
@@ -917,7 +918,7 @@ def experiment(method, runs, noise=judge_noise):
     )
 
 
-relation = lab.path_similarity(test.paths, test.paths)
+relation = corpora.path_similarity(test.paths, test.paths)
 levels = [1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 7, 1 / 10]
 METHODS = [
     "InfoNCE in batch",

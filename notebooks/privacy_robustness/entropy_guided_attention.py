@@ -64,6 +64,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lossbook import lab
+from lossbook.lab import corpora, language
 from lossbook.methods.privacy_robustness.entropy_guided_attention import (
     SpectralNormalisation,
     WeightNormalisation,
@@ -446,7 +447,7 @@ lab.show(
 # %%
 def random_block(**settings):
     """A block without normalisation and activation, in double precision, with parameters of a size that matters."""
-    model = lab.Transformer(
+    model = language.Transformer(
         5,
         width=12,
         layers=1,
@@ -687,11 +688,11 @@ ledger.criteria()
 
 # %%
 parts = {
-    split: lab.load_text("austen", split=split) for split in ("train", "validation", "test")
+    split: corpora.load_text("austen", split=split) for split in ("train", "validation", "test")
 }
-tokenizer = lab.Tokenizer.of(parts["train"].text)
+tokenizer = language.Tokenizer.of(parts["train"].text)
 cut = {
-    name: lab.windows(tokenizer.encode(part.text), context) for name, part in parts.items()
+    name: language.windows(tokenizer.encode(part.text), context) for name, part in parts.items()
 }
 
 
@@ -744,7 +745,7 @@ OFF = {
 TUNED = ["learning_rate", "strength", "decay"]
 
 
-class Guided(lab.Transformer):
+class Guided(language.Transformer):
     """A transformer with a threshold for each head, and normalised feed-forward matrices if asked for."""
 
     def __init__(self, *, norm, activation, constraint=None):
@@ -790,7 +791,7 @@ def training(guide, shape):
         parameters = switched(model.parameters, run)
         model, windows = model.at(parameters), batch["windows"]
         if not guide:
-            return lab.next_token_loss(model(windows[:, :-1]), windows)
+            return language.next_token_loss(model(windows[:, :-1]), windows)
         logits, entropies = model(windows[:, :-1], observe=attention_entropy)
         penalty = entropy_penalty(
             entropies,
@@ -803,7 +804,7 @@ def training(guide, shape):
         squares = sum(
             v.square().sum() for n, v in parameters.items() if n.endswith("weight")
         )
-        return lab.next_token_loss(logits, windows) + penalty + run["decay"] * squares
+        return language.next_token_loss(logits, windows) + penalty + run["decay"] * squares
 
     return loss
 
@@ -826,7 +827,7 @@ def judge(model, windows):
         )
 
     logits, seen = model(windows[:, :-1], observe=look)
-    return {"nats": lab.next_token_loss(logits, windows), "seen": seen}
+    return {"nats": language.next_token_loss(logits, windows), "seen": seen}
 
 
 def train(runs, length, split):

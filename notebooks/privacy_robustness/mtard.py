@@ -79,7 +79,9 @@ from torch import nn
 from typing import Literal
 
 from lossbook import lab
-from lossbook.methods.privacy_robustness.common import ard, rslad, trades
+from lossbook.lab import attacks
+from lossbook.methods.adversarial import trades
+from lossbook.methods.distillation import ard, rslad
 from lossbook.methods.privacy_robustness.mtard import (
     b_mtard,
     balance_temperatures,
@@ -860,7 +862,7 @@ training = dict(
 def attacked(model, batch, loss):
     """The pictures of a batch under the attack of training."""
     start = 0.001 * batch["kick"]
-    return lab.pgd(
+    return attacks.pgd(
         model,
         batch["inputs"],
         batch["targets"],
@@ -903,7 +905,7 @@ pupils_data = {
     "robust": answers["robust"],
     "robust prediction": answers["robust"].softmax(1),
 }
-worst = lab.pgd(
+worst = attacks.pgd(
     teachers["robust"], train.inputs, train.targets, epsilon=epsilon, steps=inner_steps
 )
 goal = float(tempered_entropy(teachers["robust"].each(worst)[0].detach()))
@@ -1047,11 +1049,11 @@ tried = educated(
     [{**run, "seed": 1000 + seed} for run in candidates for seed in range(tuning_seeds)],
     "tuning",
 )
-quick_look = lab.robust_accuracy(
+quick_look = attacks.robust_accuracy(
     tried,
     validation.inputs,
     validation.targets,
-    lab.pgd,
+    attacks.pgd,
     epsilon=epsilon,
     loss="margin",
     generator=torch.Generator().manual_seed(0),
@@ -1086,7 +1088,7 @@ def judged(students, **changes):
     """Share right under each attack and under all, in percent, a row for each student."""
     generator = torch.Generator().manual_seed(1)
     chunks = [
-        lab.ensemble(students, inputs, targets, generator=generator, **{**judge, **changes})
+        attacks.ensemble(students, inputs, targets, generator=generator, **{**judge, **changes})
         for inputs, targets in zip(
             test.inputs.split(500), test.targets.split(500), strict=True
         )
@@ -1099,7 +1101,7 @@ def judged(students, **changes):
 
 
 own = students.runs.join(judged(students))
-fast = lab.robust_accuracy(students, test.inputs, test.targets, lab.fgsm, epsilon=epsilon)
+fast = attacks.robust_accuracy(students, test.inputs, test.targets, attacks.fgsm, epsilon=epsilon)
 own["FGSM"] = 100 * fast.numpy()
 hand = swept.runs.join(judged(swept))
 results = pd.concat(
@@ -1207,7 +1209,7 @@ lab.show_table(
         "s.d.": "{:.2f}",
     },
 )
-attacks = {
+attack_labels = {
     "FGSM": "FGSM",
     "cross_entropy": "CE",
     "ratio": "ratio",
@@ -1216,11 +1218,11 @@ attacks = {
     "square": "random search",
     "all attacks": "all",
 }
-by_attack = own.groupby("method", sort=False)[list(attacks)].mean()
+by_attack = own.groupby("method", sort=False)[list(attack_labels)].mean()
 lab.show_table(
-    by_attack.rename(columns=attacks).reset_index(),
+    by_attack.rename(columns=attack_labels).reset_index(),
     caption="Test accuracy in percent under each attack of the judge alone, under FGSM, and under all",
-    formats=dict.fromkeys(attacks.values(), "{:.1f}"),
+    formats=dict.fromkeys(attack_labels.values(), "{:.1f}"),
 )
 print(
     f"fixed weight of the clean teacher, chosen by validation: {by_hand['clean_weight']:g}"

@@ -79,6 +79,7 @@ from torch.distributions import Independent, Normal, kl_divergence
 from torch.func import functional_call, grad, vmap
 
 from lossbook import lab
+from lossbook.lab import inversion
 from lossbook.methods.privacy_robustness.mutual_information_defense import (
     StochasticBottleneck,
     bottleneck_information,
@@ -924,8 +925,8 @@ def gaussian_attack(means, spread, truth, draw, asked):
 
 def guessed(seed, part, scores, label):
     """Success of an attacker whose log-likelihoods are `scores`, in per cent."""
-    posterior = lab.attribute_posterior(scores, prior_of(seed, label, part))
-    return 100 * float(lab.attribute_success(posterior, level[divided(seed)[part]]).mean())
+    posterior = inversion.attribute_posterior(scores, prior_of(seed, label, part))
+    return 100 * float(inversion.attribute_success(posterior, level[divided(seed)[part]]).mean())
 
 
 floors = pd.DataFrame(
@@ -981,7 +982,7 @@ for seed in range(seeds):
         draw, success, quality = torch.Generator().manual_seed(seed), {}, {}
         for split, part in roles.items():
             rows = parts[part]
-            shifted = lab.with_candidates(
+            shifted = inversion.with_candidates(
                 measured[rows] - centre[0], column, candidates - centre[0][column]
             )
             means = shifted @ theta
@@ -1010,7 +1011,7 @@ for seed in range(seeds):
         success, quality = {}, {}
         for split, part in roles.items():
             rows = parts[part]
-            shifted = lab.with_candidates(measured[rows], column, candidates)
+            shifted = inversion.with_candidates(measured[rows], column, candidates)
             told = tree(shifted.flatten(0, 1)).unflatten(0, (4, -1))
             own = told.gather(0, level[rows][None, :, None].expand(1, -1, 2))
             possible = (told == own).all(2).T.double().log()[None]
@@ -1069,7 +1070,7 @@ networks = lab.fit(
     device=device,
     progress="networks on the table",
 )
-asked_rows = lab.with_candidates(measured, column, candidates).float().flatten(0, 1)
+asked_rows = inversion.with_candidates(measured, column, candidates).float().flatten(0, 1)
 _, means, rhos = networks.predict(asked_rows, torch.zeros(len(asked_rows), 8))
 for index, run in networks.runs.iterrows():
     seed, network = int(run["seed"]), networks.module(index).cpu()
@@ -1198,7 +1199,7 @@ for seed in range(seeds):
                 ]
             )
             own = told.gather(0, value[None])
-            posterior = lab.attribute_posterior((told == own).T.double().log()[None])
+            posterior = inversion.attribute_posterior((told == own).T.double().log()[None])
             inside = slice(0, min(n, 2000))
             growing.append(
                 {
@@ -1208,7 +1209,7 @@ for seed in range(seeds):
                     "membership": 100
                     * advantage(losses(x[inside], y[inside]), losses(fresh, fresh_y)),
                     "attribute": 100
-                    * float(lab.attribute_success(posterior, value).mean()),
+                    * float(inversion.attribute_success(posterior, value).mean()),
                     "accuracy": 100
                     * float(((fresh @ theta > 0) == (fresh_y > 0)).double().mean()),
                 }
@@ -1546,15 +1547,15 @@ for method, strength, _, ask, stochastic in defences:
         if stochastic and times == 1:
             several = [ask("auxiliary") for _ in range(draws)]
         else:
-            several = [lab.averaged(lambda: ask("auxiliary"), times)] * draws  # noqa: B023
+            several = [inversion.averaged(lambda: ask("auxiliary"), times)] * draws  # noqa: B023
         training_releases.append(
             torch.stack([with_label(x, "auxiliary") for x in several], 1)
         )
         for split, kept in attacked.items():
-            told = one[split] if times == 1 else lab.averaged(lambda: ask(split), times)  # noqa: B023
+            told = one[split] if times == 1 else inversion.averaged(lambda: ask(split), times)  # noqa: B023
             kept.append(with_label(told, split))
 pictured = pd.concat(frames, ignore_index=True)
-decoders = lab.fit_decoders(
+decoders = inversion.fit_decoders(
     torch.cat(training_releases),
     pictures["auxiliary"][0],
     hidden=decoder_hidden,
@@ -1574,7 +1575,7 @@ for split, released in attacked.items():
     truth, label = pictures[split]
     decoded[split] = decoders(torch.cat(released))
     pictured[f"{split} inversion"] = [
-        100 * lab.explained_share(each, truth, class_means[label]).effect
+        100 * inversion.explained_share(each, truth, class_means[label]).effect
         for each in decoded[split]
     ]
 print(f"in {np.mean(decoders.trained):.0%} of attacks training improved on least squares")
@@ -1617,7 +1618,7 @@ def log_posterior(inputs):
 
 sought = torch.arange(classes).repeat(restarts).expand(len(ascended), -1).to(index.device)
 start = torch.rand(1, sought.shape[1], *shape, generator=torch.Generator().manual_seed(0))
-found = lab.ascend_posterior(
+found = inversion.ascend_posterior(
     log_posterior,
     start.expand(len(ascended), *start.shape[1:]).to(index.device),
     sought,

@@ -62,6 +62,7 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from lossbook import lab
+from lossbook.lab import attacks, inversion, membership
 
 lab.use_theme()
 ledger = lab.Ledger()
@@ -358,7 +359,7 @@ for _ in range(cases):
     members, others = torch.randint(0, 12, (2, 30), generator=generator).double()
     members += 2
     oracle = roc_auc_score([1] * 30 + [0] * 30, torch.cat([members, others]))
-    auc_gaps.append(abs(lab.attack_auc(members, others).item() - oracle))
+    auc_gaps.append(abs(membership.attack_auc(members, others).item() - oracle))
     p, q = distributions()
     tv = (sets @ (p - q)).max().item()
     tv_gaps.append(abs(tv - (p - q).abs().sum().item() / 2))
@@ -570,21 +571,21 @@ def worst_case(inputs, targets, radius):
 
 def withstands(attack, radius, **options):
     found = attack(linear, test.inputs, test.targets, epsilon=radius, **options)
-    found = found.inputs if isinstance(found, lab.Attacked) else found
+    found = found.inputs if isinstance(found, attacks.Attacked) else found
     clean = linear(test.inputs).argmax(1) == test.targets
     return clean & (linear(found).argmax(1) == test.targets)
 
 
 radii = [0.025, 0.05, 0.1]
 exact = {radius: worst_case(test.inputs, test.targets, radius) for radius in radii}
-attacks = {
-    "FGSM": {"attack": lab.fgsm},
-    f"PGD, {attack_steps} steps": {"attack": lab.pgd, "steps": attack_steps},
-    "ensemble": {"attack": lab.ensemble, "steps": attack_steps, "queries": 0},
+attack_options = {
+    "FGSM": {"attack": attacks.fgsm},
+    f"PGD, {attack_steps} steps": {"attack": attacks.pgd, "steps": attack_steps},
+    "ensemble": {"attack": attacks.ensemble, "steps": attack_steps, "queries": 0},
 }
-left_by = {name: {} for name in attacks}
-for name, radius in itertools.product(attacks, radii):
-    options = dict(attacks[name])
+left_by = {name: {} for name in attack_options}
+for name, radius in itertools.product(attack_options, radii):
+    options = dict(attack_options[name])
     if name == "ensemble":
         options["generator"] = torch.Generator().manual_seed(0)
     left_by[name][radius] = withstands(radius=radius, **options)
@@ -604,7 +605,7 @@ ledger.check(
         for r, kept in each.items()
     ),
     tolerance=0.0,
-    cases=len(test) * len(radii) * len(attacks),
+    cases=len(test) * len(radii) * len(attack_options),
 )
 ledger.check(
     "reached",
@@ -721,7 +722,7 @@ counts = np.arange(number + 1)
 shares = counts / number
 half = z * np.sqrt(shares * (1 - shares) / number)
 wilson = np.array(
-    [lab.success_rate(torch.arange(number) < k, confidence=level)[1:3] for k in counts]
+    [inversion.success_rate(torch.arange(number) < k, confidence=level)[1:3] for k in counts]
 )
 limits = {
     "textbook": np.stack([shares - half, shares + half], 1),
@@ -837,7 +838,7 @@ lab.show(
 # pictures. The score is the share of the squared error of the *mean picture* that the decoder removes. Beside it the score of somebody who hears the
 # predicted label only, and says the mean of validation pictures with that prediction.
 #
-# **Intervals.** Scores of members are normal with mean 1, of others with mean 0. What `lab.judge_attack` reports on so many of each is compared with
+# **Intervals.** Scores of members are normal with mean 1, of others with mean 0. What `membership.judge_attack` reports on so many of each is compared with
 # the true values.
 #
 # ### What is claimed
@@ -998,7 +999,7 @@ for seed, target in itertools.product(range(seeds), range(per_seed)):
             {
                 "seed": seed,
                 "method": name,
-                "area": 100 * lab.attack_auc(score[yes], score[~yes]).item(),
+                "area": 100 * membership.attack_auc(score[yes], score[~yes]).item(),
                 "found": 100 * found[yes].double().mean().item(),
                 "found, wrong label": 100 * found[yes & odd].double().mean().item(),
                 "found, right label": 100 * found[yes & ~odd].double().mean().item(),
@@ -1006,7 +1007,7 @@ for seed, target in itertools.product(range(seeds), range(per_seed)):
         )
         if seed == target == 0:
             shown = scores
-membership = pd.DataFrame(rows).groupby(["method", "seed"], as_index=False).mean()
+membership_scores = pd.DataFrame(rows).groupby(["method", "seed"], as_index=False).mean()
 
 # %%
 batch_size = 64
@@ -1017,7 +1018,7 @@ def clean_loss(model, batch, run):
 
 
 def attacked_loss(model, batch, run):
-    found = lab.pgd(
+    found = attacks.pgd(
         model,
         batch["x"],
         batch["y"],
@@ -1069,9 +1070,9 @@ def randomly():
 
 
 ladder = {
-    "FGSM": lambda model: lab.fgsm(model, x, y, epsilon=epsilon),
-    "PGD": lambda model: lab.pgd(model, x, y, epsilon=epsilon, steps=attack_steps),
-    "restarts": lambda model: lab.pgd(
+    "FGSM": lambda model: attacks.fgsm(model, x, y, epsilon=epsilon),
+    "PGD": lambda model: attacks.pgd(model, x, y, epsilon=epsilon, steps=attack_steps),
+    "restarts": lambda model: attacks.pgd(
         model,
         x,
         y,
@@ -1081,7 +1082,7 @@ ladder = {
         generator=randomly(),
     ),
     "ensemble": lambda model: (
-        lab.ensemble(
+        attacks.ensemble(
             model,
             x,
             y,
@@ -1140,7 +1141,7 @@ with torch.no_grad():
         name: undefended.predict(split.inputs).log_softmax(-1)
         for name, split in (("known", validation), ("asked", test))
     }
-decoders = lab.fit_decoders(
+decoders = inversion.fit_decoders(
     released["known"][:, None],
     validation.inputs,
     epochs=decoder_epochs,
@@ -1157,10 +1158,10 @@ for seed in range(seeds):
     rows.append(
         {
             "seed": seed,
-            "label": 100 * lab.explained_share(by_label, test.inputs, mean_picture).effect,
+            "label": 100 * inversion.explained_share(by_label, test.inputs, mean_picture).effect,
             "decoder": 100
-            * lab.explained_share(drawn[seed], test.inputs, mean_picture).effect,
-            "added": 100 * lab.explained_share(drawn[seed], test.inputs, by_label).effect,
+            * inversion.explained_share(drawn[seed], test.inputs, mean_picture).effect,
+            "added": 100 * inversion.explained_share(drawn[seed], test.inputs, by_label).effect,
         }
     )
     pictures.append(by_label)
@@ -1174,7 +1175,7 @@ for seed in range(seeds):
     draw = torch.Generator().manual_seed(seed)
     for _ in range(repetitions):
         members_scores = apart + torch.randn(examples, generator=draw)
-        found = lab.judge_attack(
+        found = membership.judge_attack(
             members_scores, torch.randn(examples, generator=draw), false_positives=rate
         )
         rows.append(
@@ -1194,7 +1195,7 @@ print(
 lab.record(
     pd.concat(
         [
-            membership.assign(experiment="members"),
+            membership_scores.assign(experiment="members"),
             robust.assign(experiment="robustness"),
             inverted.assign(experiment="inversion"),
             covered.reset_index().assign(experiment="intervals"),
@@ -1216,7 +1217,7 @@ for name, style in ((PLAIN, "--"), (CALIBRATED, "-")):
     at = torch.cat([score.sort(descending=True).values, score.new_tensor([-math.inf])])
     f = (score[~yes][None] >= at[:, None]).double().mean(1)
     tau = (score[yes][None] >= at[:, None]).double().mean(1)
-    area = membership[membership["method"] == name]["area"].mean()
+    area = membership_scores[membership_scores["method"] == name]["area"].mean()
     axes.step(f, tau, style, where="post", label=f"{name}, mean area {area / 100:.2f}")
 axes.plot([1e-3, 1], [1e-3, 1], color="0.5", linewidth=0.8, label="chance")
 axes.axvline(false_positives, color="0.4", linestyle=":", linewidth=1)
@@ -1230,14 +1231,14 @@ axes.set(
     ylim=(2e-3, 1.2),
 )
 figure.legend(loc="outside lower center", ncols=3)
-means = membership.groupby("method")[["area", "found"]].mean()
+means = membership_scores.groupby("method")[["area", "found"]].mean()
 lab.show(
     figure,
     caption=f"ROC curves on the first network of the first seed; areas are means over all networks. The dotted line marks the false-positive rate of {100 * false_positives:g} %.",
     alt=f"Two ROC curves with logarithmic axes. At the dotted line the plain attack finds on average {means.loc[PLAIN, 'found']:.1f} per cent of the members, "
     f"the calibrated one {means.loc[CALIBRATED, 'found']:.1f} per cent.",
 )
-summary = membership.groupby("method", as_index=False).mean().drop(columns="seed")
+summary = membership_scores.groupby("method", as_index=False).mean().drop(columns="seed")
 lab.show_table(
     summary.rename(columns={"method": "attack", "area": "area, %"}),
     caption=f"Means over {seeds} seeds with {networks} networks each: area under the ROC curve, and members found (%) at a false-positive rate of {100 * false_positives:g} %.",
@@ -1344,11 +1345,11 @@ lab.show_table(
 # ### Claims, judged
 
 # %%
-c1.judge(lab.paired(membership, "found", CALIBRATED, PLAIN))
+c1.judge(lab.paired(membership_scores, "found", CALIBRATED, PLAIN))
 # %%
-c2.judge(lab.paired(membership, "area", CALIBRATED, PLAIN))
+c2.judge(lab.paired(membership_scores, "area", CALIBRATED, PLAIN))
 # %%
-sharp = membership[membership["method"] == CALIBRATED]
+sharp = membership_scores[membership_scores["method"] == CALIBRATED]
 # Without any wrong label there is nothing to judge.
 c3.judge((sharp["found, wrong label"] - sharp["found, right label"]).dropna())
 # %%

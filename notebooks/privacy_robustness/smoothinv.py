@@ -77,6 +77,7 @@ from torch.func import functional_call, vmap
 from typing import Literal
 
 from lossbook import lab
+from lossbook.lab import attacks, diffusion
 from lossbook.methods.privacy_robustness.smoothinv import (
     diffusion_step,
     mask_inversion,
@@ -537,7 +538,7 @@ for case in range(min(cases, 12)):
     found = smooth_inversion(
         classify, x, goal, radius=0.2, sigma=0.0, samples=1, momentum=0.0, **options
     )
-    pgd = lab.pgd(classify, x[:, 0], goal, epsilon=0.2, norm="l2", targeted=True, **options)
+    pgd = attacks.pgd(classify, x[:, 0], goal, epsilon=0.2, norm="l2", targeted=True, **options)
     as_pgd.append(lab.max_error(found.perturbation, pgd - x[:, 0]))
 
     w, points = normal(9), x[:, 0].clone().requires_grad_()
@@ -611,7 +612,7 @@ for sigma in (0.0, 1.0):
 gaps, number = [], 0
 for kind in ("cosine", "linear"):
     for total in (10, 100, 1000):
-        signal = lab.noise_schedule(total, kind)
+        signal = diffusion.noise_schedule(total, kind)
         level = ((1 - signal) / signal).sqrt() / 2
         for sigma in (0.12, 0.25, 0.5):
             step = diffusion_step(signal, sigma)
@@ -1046,7 +1047,7 @@ for kind in kinds:
     collected += measured(group, every, found, "SmoothInv", sigma=sigma.tolist())
 
     wanted = torch.tensor(group["target"].tolist()).repeat_interleave(images)
-    attacked = lab.pgd(
+    attacked = attacks.pgd(
         classifier(group),
         start.flatten(0, 1).to(where),
         wanted.to(where),
@@ -1156,16 +1157,16 @@ lab.record(ranked, "search for the target")
 # %%
 denoised = []
 if diffusion_epochs:
-    signal = lab.noise_schedule(100)
+    signal = diffusion.noise_schedule(100)
 
     def denoiser_network(run):
         if network == "cnn":
-            return lab.Denoiser(train.shape[1:], steps=len(signal))
-        return lab.UNet(train.shape[1:], steps=len(signal), channels=(32, 64, 64))
+            return diffusion.Denoiser(train.shape[1:], steps=len(signal))
+        return diffusion.UNet(train.shape[1:], steps=len(signal), channels=(32, 64, 64))
 
     learnt = lab.fit(
         denoiser_network,
-        lambda model, batch, run: lab.denoising_loss(
+        lambda model, batch, run: diffusion.denoising_loss(
             model, 2 * batch["clean"] - 1, batch["noise"], batch["times"], signal
         ),
         {"clean": train},

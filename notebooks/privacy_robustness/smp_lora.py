@@ -74,6 +74,7 @@ from torch.autograd.functional import hessian
 from torch.func import functional_call, grad, grad_and_value, vmap
 
 from lossbook import lab
+from lossbook.lab import diffusion, lora, membership, representations
 from lossbook.methods.privacy_robustness.smp_lora import (
     MembershipAttacker,
     attacker_loss,
@@ -528,7 +529,7 @@ order = torch.stack(
         for seed in range(seeds)
     ]
 )
-signal = lab.noise_schedule(diffusion_steps)
+signal = diffusion.noise_schedule(diffusion_steps)
 print(
     f"{dataset}: {int(public.sum()):,} public pictures, {len(private):,} private, of which {members} are members; "
     f"{splits[0].licence}"
@@ -610,8 +611,8 @@ pictures, labels, order, signal = (
 
 def build_denoiser(run):
     if denoiser == "mlp":
-        return lab.Denoiser(shape, steps=diffusion_steps, classes=classes, width=64)
-    return lab.UNet(shape, steps=diffusion_steps, classes=classes, channels=(32, 64, 64))
+        return diffusion.Denoiser(shape, steps=diffusion_steps, classes=classes, width=64)
+    return diffusion.UNet(shape, steps=diffusion_steps, classes=classes, channels=(32, 64, 64))
 
 
 def noise_for(batch):
@@ -626,7 +627,7 @@ def noise_for(batch):
 
 
 def public_loss(model, batch, run):
-    return lab.denoising_loss(
+    return diffusion.denoising_loss(
         model, batch["inputs"], batch["noise"], batch["times"], signal, batch["label"]
     )
 
@@ -691,7 +692,7 @@ def masks_of(batch, name):
 def averaged_maps(model, inputs, noise, times, targets):
     """Error maps of each input, averaged over the first dimension of noise and times."""
     count = len(noise)
-    maps = lab.error_map(
+    maps = diffusion.error_map(
         model,
         inputs.repeat(count, *(1 for _ in shape)),
         noise.flatten(0, 1),
@@ -753,7 +754,7 @@ def adaptation_loss(model, batch, run, state):
     # One call of the model for the loss and for the attacker's maps.
     rows = table[batch["row"]]
     copies = draws + 1
-    errors = lab.error_map(
+    errors = diffusion.error_map(
         model,
         pictures[rows].repeat(copies, *(1 for _ in shape)),
         torch.cat([batch["noise"], batch["own noise"].flatten(0, 1)]),
@@ -799,7 +800,7 @@ runs = [
     for seed in range(seeds)
 ]
 fitted = lab.fit(
-    lambda run: lab.add_lora(base, rank=rank, scale=scale),
+    lambda run: lora.add_lora(base, rank=rank, scale=scale),
     adaptation_loss,
     {"row": torch.arange(members)},
     runs,
@@ -848,7 +849,7 @@ def network_of(run, mark=None):
         kept = fitted.state["snapshots"]
         own = {name: kept[name][run, mark] for name in kept if "proxy" not in name}
         network.load_state_dict(own, strict=False)
-    return lab.merge_lora(network).eval()
+    return lora.merge_lora(network).eval()
 
 
 networks = [(base, "not adapted", 0.0, seed) for seed in range(seeds)]
@@ -887,7 +888,7 @@ def errors_of(network, seed):
     for share, inside in zip(grid, in_window, strict=True):
         times = torch.full((len(rows),), int(share * diffusion_steps), device=device)
         fresh = torch.randn(len(rows), *shape, generator=draw, device=device)
-        error = lab.error_map(network, pictures[rows], fresh, times, signal, labels[rows])
+        error = diffusion.error_map(network, pictures[rows], fresh, times, signal, labels[rows])
         by_time.append(error.flatten(1).mean(1))
         maps += error.flatten(1) * float(inside)
     return torch.stack(by_time).cpu(), (maps / in_window.sum()).cpu()
@@ -897,7 +898,7 @@ def errors_of(network, seed):
 def distance_of(network, seed):
     """Fréchet distance of samples from as many private pictures that are no members."""
     rows = order[seed][members : members + samples]
-    new = lab.diffusion_sample(
+    new = diffusion.diffusion_sample(
         network,
         (len(rows), *shape),
         signal,
@@ -907,7 +908,7 @@ def distance_of(network, seed):
         limit=1.0,
     )
     features = (classifier[:4](each) for each in (new, pictures[rows]))
-    return lab.frechet_distance(*features).item(), new.cpu()
+    return representations.frechet_distance(*features).item(), new.cpu()
 
 
 found = [(*errors_of(n, seed), *distance_of(n, seed)) for n, _, _, seed in networks]
@@ -923,10 +924,10 @@ for known, asked in (("first", "second"), ("second", "first")):
     member = torch.arange(2 * half) < half
     targets = (roles[f"{asked} half"], roles["judged"])
     scores = {
-        "threshold": lab.threshold_attack(
+        "threshold": membership.threshold_attack(
             in_view[:, auxiliary], member, *(in_view[:, rows] for rows in targets)
         ),
-        "network": lab.learned_attack(
+        "network": membership.learned_attack(
             features[:, auxiliary],
             member,
             *(features[:, rows] for rows in targets),
@@ -935,9 +936,9 @@ for known, asked in (("first", "second"), ("second", "first")):
         ),
     }
     for name, (own, others) in scores.items():
-        areas[name].append(lab.attack_auc(own, others))
+        areas[name].append(membership.attack_auc(own, others))
     pairs = zip(*scores["threshold"], strict=True)
-    powers.append([lab.judge_attack(own, others).power.effect for own, others in pairs])
+    powers.append([membership.judge_attack(own, others).power.effect for own, others in pairs])
 
 held_out = torch.cat([roles["first others"], roles["second others"], roles["judged"]])
 results = pd.DataFrame(
@@ -966,7 +967,7 @@ fixed_times = torch.randint(
     generator=draw,
     device=device,
 )
-adapted = lab.add_lora(base, rank=rank, scale=scale).to("meta")
+adapted = lora.add_lora(base, rank=rank, scale=scale).to("meta")
 frozen = {name: value for name, value in base.state_dict().items()}
 frozen = {
     name: frozen[name.replace(".base.", ".")]
@@ -1150,7 +1151,7 @@ panel.axvspan(*window, color="0.9", linewidth=0, label="where the proxy looks")
 for index, (method, weight) in enumerate({"not adapted": 0.0, **middle}.items()):
     chosen = ((results["method"] == method) & (results["weight"] == weight)).to_numpy()
     errors = -profile[torch.tensor(chosen)].mT  # (seeds, parts, n)
-    area = lab.attack_auc(errors[..., :members], errors[..., roles["judged"]]).mean(0)
+    area = membership.attack_auc(errors[..., :members], errors[..., roles["judged"]]).mean(0)
     name = method if method in ("LoRA", "not adapted") else f"{method}, α = {weight:g}"
     panel.plot(
         centres,

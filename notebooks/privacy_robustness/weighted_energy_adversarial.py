@@ -75,7 +75,9 @@ from torch import nn
 from typing import Literal
 
 from lossbook import lab
-from lossbook.methods.privacy_robustness.common import kl_divergence, trades
+from lossbook.lab import attacks
+from lossbook.methods.adversarial import trades
+from lossbook.methods.divergences import kl_divergence
 from lossbook.methods.privacy_robustness.weighted_energy_adversarial import (
     divergence_in_energies,
     energy_weights,
@@ -640,7 +642,7 @@ def noise_for(batch):
 def weighted(model, batch, run):
     """TRADES, WEAT and the controls."""
     x, y = batch["inputs"], batch["targets"]
-    attacked = lab.pgd(
+    attacked = attacks.pgd(
         model,
         x,
         loss="kl",
@@ -677,7 +679,7 @@ def adversarial(model, batch, run):
     """Cross-entropy on attacked images: PGD-AT."""
     x, y = batch["inputs"], batch["targets"]
     start = epsilon * batch["start"].clamp(-1, 1)
-    attacked = lab.pgd(model, x, y, epsilon=epsilon, steps=attack_steps, start=start)
+    attacked = attacks.pgd(model, x, y, epsilon=epsilon, steps=attack_steps, start=start)
     return F.cross_entropy(model(attacked), y), logged_weight(model(x))
 
 
@@ -826,7 +828,7 @@ def tuned(fitted, names):
     """Accuracies on validation images, and the method's name."""
     clean = lab.accuracy(fitted.predict(validation), validation_targets)
     options = dict(epsilon=epsilon, steps=evaluation_steps)
-    robust = lab.robust_accuracy(fitted, validation, validation_targets, lab.pgd, **options)
+    robust = attacks.robust_accuracy(fitted, validation, validation_targets, attacks.pgd, **options)
     frame = fitted.runs.assign(
         method=names,
         weight=fitted.logged["weight"][:, -10:].mean(1),
@@ -876,16 +878,16 @@ for name in fits:
     clean = network.predict(test)
     right = lab.accuracy(clean, test_targets)
     attack = dict(epsilon=epsilon, generator=draw)
-    pgd = lab.robust_accuracy(
+    pgd = attacks.robust_accuracy(
         network,
         test,
         test_targets,
-        lab.pgd,
+        attacks.pgd,
         steps=evaluation_steps,
         restarts=restarts,
         **attack,
     )
-    several = lab.robust_accuracy(
+    several = attacks.robust_accuracy(
         network,
         test,
         test_targets,
@@ -911,9 +913,9 @@ def energies_under(
     options = dict(epsilon=radius, steps=steps)
     x, y = pictures.expand(runs, *pictures.shape), targets.expand(runs, -1)
     if aim == "untargeted":
-        found = lab.pgd(network, x, y, **options)
+        found = attacks.pgd(network, x, y, **options)
     else:
-        found = lab.pgd(network, x, clean.argmin(-1), targeted=True, **options)
+        found = attacks.pgd(network, x, clean.argmin(-1), targeted=True, **options)
     logits = network.each(found).detach().cpu()
     return -clean.logsumexp(-1), -logits.logsumexp(-1), logits.argmax(-1) != y
 
@@ -978,8 +980,8 @@ for method, loss in [("PGD-AT", adversarial), ("TRADES", weighted)]:
             for name, value in long.state.items()
         }
         network = dataclasses.replace(long, parameters=then)
-        robust = lab.robust_accuracy(
-            network, test, test_targets, lab.pgd, epsilon=epsilon, steps=10
+        robust = attacks.robust_accuracy(
+            network, test, test_targets, attacks.pgd, epsilon=epsilon, steps=10
         )
         clean, attacked, fooled = energies_under(
             network, few, few_targets, epsilon, steps=10

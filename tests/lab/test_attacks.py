@@ -11,13 +11,14 @@ from torch import nn
 from torchattacks.attacks.apgdt import APGDT
 
 from lossbook import lab
+from lossbook.lab import attacks, fitting
 
 EPSILON = 0.15
 ATTACKS = {
-    "fgsm": lambda **k: lab.fgsm(**k),
-    "pgd": lambda **k: lab.pgd(generator=draw(), restarts=2, **k),
-    "auto_pgd": lambda **k: lab.auto_pgd(generator=draw(), steps=20, **k),
-    "square": lambda **k: lab.square(generator=draw(), queries=60, **k),
+    "fgsm": lambda **k: attacks.fgsm(**k),
+    "pgd": lambda **k: attacks.pgd(generator=draw(), restarts=2, **k),
+    "auto_pgd": lambda **k: attacks.auto_pgd(generator=draw(), steps=20, **k),
+    "square": lambda **k: attacks.square(generator=draw(), queries=60, **k),
 }
 
 
@@ -35,7 +36,7 @@ def trained(steps=60, robust=True, seed=0):
     adam, order = torch.optim.Adam(model.parameters(), lr=0.01), draw()
     for _ in range(steps):
         rows = torch.randint(len(x), (128,), generator=order)
-        seen = lab.pgd(model, x[rows], y[rows], epsilon=EPSILON, steps=4) if robust else x[rows]
+        seen = attacks.pgd(model, x[rows], y[rows], epsilon=EPSILON, steps=4) if robust else x[rows]
         adam.zero_grad()
         F.cross_entropy(model(seen), y[rows]).backward()
         adam.step()
@@ -50,7 +51,7 @@ def same(ours, theirs):
 
 
 def test_fgsm_is_that_of_torchattacks():
-    same(lab.fgsm(MODEL, X, Y, epsilon=EPSILON), torchattacks.FGSM(MODEL, eps=EPSILON)(X, Y))
+    same(attacks.fgsm(MODEL, X, Y, epsilon=EPSILON), torchattacks.FGSM(MODEL, eps=EPSILON)(X, Y))
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -64,7 +65,7 @@ def test_pgd_is_that_of_torchattacks(targeted):
     torch.manual_seed(1)
     start = torch.empty_like(X).uniform_(-EPSILON, EPSILON)
     same(
-        lab.pgd(
+        attacks.pgd(
             MODEL, X, goal if targeted else Y, epsilon=EPSILON, step_size=0.03, start=start, targeted=targeted, steps=10
         ),
         expected,
@@ -79,7 +80,7 @@ def test_pgd_in_l2_is_that_of_torchattacks():
     length = delta.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     start = delta * torch.zeros_like(length).uniform_(0, 1) / length * 0.8
     # They add 1e-10 to the length of the gradient of a mean.
-    ours = lab.pgd(MODEL, X, Y, epsilon=0.8, step_size=0.2, start=start, norm="l2")
+    ours = attacks.pgd(MODEL, X, Y, epsilon=0.8, step_size=0.2, start=start, norm="l2")
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-5)
 
 
@@ -88,29 +89,29 @@ def test_pgd_on_the_divergence_is_that_of_torchattacks():
     expected = torchattacks.TPGD(MODEL, eps=EPSILON, alpha=0.03, steps=10)(X, Y)
     torch.manual_seed(1)
     start = 0.001 * torch.randn_like(X)
-    same(lab.pgd(MODEL, X, loss="kl", epsilon=EPSILON, step_size=0.03, start=start), expected)
+    same(attacks.pgd(MODEL, X, loss="kl", epsilon=EPSILON, step_size=0.03, start=start), expected)
 
 
 def test_losses_are_those_of_torchattacks():
     logits = torch.randn(50, 10, generator=draw(), dtype=torch.float64)
     targets = torch.randint(10, (50,), generator=draw())
-    same(lab.logit_ratio(logits, targets), torchattacks.APGD(MODEL).dlr_loss(logits, targets))
+    same(attacks.logit_ratio(logits, targets), torchattacks.APGD(MODEL).dlr_loss(logits, targets))
     margin, _ = torchattacks.Square(MODEL, loss="margin").margin_and_loss(X, Y)
-    same(lab.logit_margin(MODEL(X), Y), -margin)
+    same(attacks.logit_margin(MODEL(X), Y), -margin)
     assert isinstance(torchattacks.APGDT(MODEL), APGDT)
-    same(lab.logit_ratio(3 * logits + 7, targets), lab.logit_ratio(logits, targets))
+    same(attacks.logit_ratio(3 * logits + 7, targets), attacks.logit_ratio(logits, targets))
 
 
 def test_any_function_is_a_loss():
-    start = lab.random_start(X, draw(), epsilon=EPSILON)[0]
+    start = attacks.random_start(X, draw(), epsilon=EPSILON)[0]
     named = {
         "cross_entropy": lambda z, y: F.cross_entropy(z, y, reduction="none"),
-        "margin": lab.logit_margin,
-        "ratio": lab.logit_ratio,
+        "margin": attacks.logit_margin,
+        "ratio": attacks.logit_ratio,
     }
     for name, function in named.items():
         by_name, by_function = (
-            lab.pgd(MODEL, X, Y, epsilon=EPSILON, loss=loss, start=start) for loss in (name, function)
+            attacks.pgd(MODEL, X, Y, epsilon=EPSILON, loss=loss, start=start) for loss in (name, function)
         )
         same(by_name, by_function)
 
@@ -129,16 +130,16 @@ def test_stays_in_the_ball_and_in_the_bounds_and_does_harm(attack, norm):
 
 def test_targeted_goes_where_it_is_told():
     goal = (Y + 1) % 10
-    for attack in (lab.pgd, lab.auto_pgd):
+    for attack in (attacks.pgd, attacks.auto_pgd):
         found = attack(MODEL, X, goal, epsilon=0.4, targeted=True, steps=30)
         assert lab.accuracy(MODEL(found), goal) > 0.5
-    first = lab.fgsm(MODEL, X, goal, epsilon=0.01, targeted=True)
+    first = attacks.fgsm(MODEL, X, goal, epsilon=0.01, targeted=True)
     assert (F.cross_entropy(MODEL(first), goal) < F.cross_entropy(MODEL(X), goal)).item()
 
 
 def test_restarts_and_more_steps_only_help():
-    once = lab.logit_margin(MODEL(lab.pgd(MODEL, X, Y, epsilon=EPSILON, generator=draw())), Y)
-    often = lab.logit_margin(MODEL(lab.pgd(MODEL, X, Y, epsilon=EPSILON, generator=draw(), restarts=6)), Y)
+    once = attacks.logit_margin(MODEL(attacks.pgd(MODEL, X, Y, epsilon=EPSILON, generator=draw())), Y)
+    often = attacks.logit_margin(MODEL(attacks.pgd(MODEL, X, Y, epsilon=EPSILON, generator=draw(), restarts=6)), Y)
     assert (often >= once - 1e-12).all() and (often > once).any()
 
 
@@ -147,7 +148,7 @@ def test_auto_pgd_reaches_higher_losses_than_pgd(norm):
     radius = EPSILON if norm == "linf" else 1.0
     fixed, halving = (
         F.cross_entropy(MODEL(attack(MODEL, X, Y, epsilon=radius, steps=20, norm=norm, **more)), Y, reduction="none")
-        for attack, more in ((lab.pgd, {"step_size": radius / 4}), (lab.auto_pgd, {}))
+        for attack, more in ((attacks.pgd, {"step_size": radius / 4}), (attacks.auto_pgd, {}))
     )
     right = MODEL(X).argmax(1) == Y
     assert halving[right].mean() > fixed[right].mean() - 0.02
@@ -159,16 +160,16 @@ def test_linear_model_has_a_known_optimum():
     x = 0.5 + 0.01 * torch.randn(20, 1, 3, 4, generator=draw(), dtype=torch.float64)
     y = torch.randint(2, (20,), generator=draw())
     slope = (linear[1].weight[0] - linear[1].weight[1]).detach()
-    clean = lab.logit_margin(linear(x), y).detach()
+    clean = attacks.logit_margin(linear(x), y).detach()
     for norm, dual in (("linf", slope.abs().sum()), ("l2", slope.norm())):
-        for attack in (lab.pgd, lab.auto_pgd):
+        for attack in (attacks.pgd, attacks.auto_pgd):
             found = attack(linear, x, y, epsilon=0.1, loss="margin", norm=norm, steps=40)
-            torch.testing.assert_close(lab.logit_margin(linear(found), y).detach(), clean + 0.1 * dual)
+            torch.testing.assert_close(attacks.logit_margin(linear(found), y).detach(), clean + 0.1 * dual)
 
 
 def test_random_starts_fill_the_ball():
     for norm in ("linf", "l2"):
-        start = lab.random_start(X[:1], draw(), epsilon=0.5, norm=norm, restarts=4000).flatten(2)[:, 0]
+        start = attacks.random_start(X[:1], draw(), epsilon=0.5, norm=norm, restarts=4000).flatten(2)[:, 0]
         radius = start.abs().amax(1) if norm == "linf" else start.norm(dim=1)
         # The radius to the power of the dimension is uniform.
         share = np.sort((radius / 0.5).numpy() ** 64)
@@ -177,7 +178,7 @@ def test_random_starts_fill_the_ball():
 
 def test_ensemble_is_no_weaker_than_torchattacks():
     x, y = X[:40], Y[:40]
-    found = lab.ensemble(MODEL, x, y, epsilon=EPSILON, generator=draw(), steps=50, queries=200)
+    found = attacks.ensemble(MODEL, x, y, epsilon=EPSILON, generator=draw(), steps=50, queries=200)
     ours = found.robust_accuracy()
     torch.manual_seed(0)
     pgd = torchattacks.PGD(MODEL, eps=EPSILON, alpha=EPSILON / 4, steps=40)(x, y)
@@ -194,10 +195,10 @@ def test_ensemble_is_no_weaker_than_torchattacks():
 
 def test_robust_accuracy_counts_what_is_right_before_and_after():
     options = {"epsilon": EPSILON, "steps": 10}
-    expected = (MODEL(X).argmax(1) == Y) & (MODEL(lab.pgd(MODEL, X, Y, **options)).argmax(1) == Y)
-    assert lab.robust_accuracy(MODEL, X, Y, lab.pgd, batch_size=17, **options) == expected.double().mean()
-    whole = lab.ensemble(MODEL, X, Y, epsilon=EPSILON, generator=draw(), steps=8, queries=10)
-    chunk = lab.robust_accuracy(MODEL, X, Y, epsilon=EPSILON, generator=draw(), steps=8, queries=10)
+    expected = (MODEL(X).argmax(1) == Y) & (MODEL(attacks.pgd(MODEL, X, Y, **options)).argmax(1) == Y)
+    assert attacks.robust_accuracy(MODEL, X, Y, attacks.pgd, batch_size=17, **options) == expected.double().mean()
+    whole = attacks.ensemble(MODEL, X, Y, epsilon=EPSILON, generator=draw(), steps=8, queries=10)
+    chunk = attacks.robust_accuracy(MODEL, X, Y, epsilon=EPSILON, generator=draw(), steps=8, queries=10)
     torch.testing.assert_close(chunk, whole.robust_accuracy())
 
 
@@ -206,8 +207,8 @@ def test_ties_earn_nothing():
         return 0 * x.flatten(1)[:, :10]
 
     options = {"epsilon": 0.1, "generator": draw(), "steps": 2, "queries": 2, "classes": 1}
-    assert lab.robust_accuracy(constant, X, Y, **options) == 0
-    assert lab.ensemble(constant, X, Y, **options).success.all()
+    assert attacks.robust_accuracy(constant, X, Y, **options) == 0
+    assert attacks.ensemble(constant, X, Y, **options).success.all()
 
 
 def build(run):
@@ -216,7 +217,7 @@ def build(run):
 
 def adversarial_training(model, batch, run):
     x, y = batch["inputs"], batch["targets"]
-    found = lab.pgd(model, x, y, epsilon=run["epsilon"], steps=2, start=0.05 * batch["start"])
+    found = attacks.pgd(model, x, y, epsilon=run["epsilon"], steps=2, start=0.05 * batch["start"])
     return F.cross_entropy(model(found), y), {"away": (found - x).abs().amax()}
 
 
@@ -242,16 +243,18 @@ def test_attacks_in_stacked_training(fitted):
 
 def test_training_against_attacks_has_the_gradient_of_a_fixed_example():
     model, x = trained(5)[0], X
-    start = lab.random_start(x, draw(), epsilon=0.1)[0]
+    start = attacks.random_start(x, draw(), epsilon=0.1)[0]
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
     def loss(parameters, found=None):
         def network(x):
             return torch.func.functional_call(model, parameters, (x,))
 
-        return F.cross_entropy(network(lab.pgd(network, x, Y, epsilon=0.1, start=start) if found is None else found), Y)
+        return F.cross_entropy(
+            network(attacks.pgd(network, x, Y, epsilon=0.1, start=start) if found is None else found), Y
+        )
 
-    fixed = lab.pgd(model, x, Y, epsilon=0.1, start=start)
+    fixed = attacks.pgd(model, x, Y, epsilon=0.1, start=start)
     gradients = [torch.func.grad(loss)(parameters, found) for found in (None, fixed)]
     for name in parameters:
         torch.testing.assert_close(gradients[0][name], gradients[1][name])
@@ -261,7 +264,7 @@ def test_training_against_attacks_has_the_gradient_of_a_fixed_example():
 def test_all_runs_at_once_are_the_runs_one_by_one(fitted, attack):
     x, y = X[:20].float(), Y[:20]
     # Where rounding decides a sign it grows: in double precision it does not get there.
-    double = lab.Fitted(
+    double = fitting.Fitted(
         **{
             name: getattr(fitted, name)
             for name in ("runs", "history", "logged", "seconds", "_module", "state", "buffers")
@@ -281,7 +284,7 @@ def test_all_runs_at_once_are_the_runs_one_by_one(fitted, attack):
 
 def test_robust_accuracy_of_all_runs(fitted):
     x, y = X.float(), Y
-    found = lab.robust_accuracy(
+    found = attacks.robust_accuracy(
         fitted, x, y, epsilon=EPSILON, generator=draw(), steps=5, queries=10, classes=2, batch_size=25
     )
     clean = lab.accuracy(fitted.predict(x), y)
@@ -304,7 +307,7 @@ def test_module_is_in_evaluation_mode_meanwhile_and_left_as_it_was():
 
     spy = Spy().double()
     spy.drop.eval()
-    lab.pgd(spy, X, Y, epsilon=0.1, steps=2)
+    attacks.pgd(spy, X, Y, epsilon=0.1, steps=2)
     assert spy.training and not spy.drop.training and spy.inner.training
     assert set(modes) == {(False, False)}
     assert all(p.grad is None for p in spy.parameters())
@@ -312,16 +315,16 @@ def test_module_is_in_evaluation_mode_meanwhile_and_left_as_it_was():
 
 def test_own_bounds():
     shifted = nn.Sequential(lab.mlp([64, 10]).double())
-    found = lab.pgd(shifted, 4 * X - 2, Y, epsilon=0.5, bounds=(-2.0, 2.0))
+    found = attacks.pgd(shifted, 4 * X - 2, Y, epsilon=0.5, bounds=(-2.0, 2.0))
     assert found.min() >= -2 and found.max() <= 2 and found.min() < -1
     with pytest.raises(ValueError, match=r"inputs: expected values within bounds=\(0.0, 1.0\), got -2 to 2"):
-        lab.robust_accuracy(shifted, 4 * X - 2, Y, lab.pgd, epsilon=0.5)
+        attacks.robust_accuracy(shifted, 4 * X - 2, Y, attacks.pgd, epsilon=0.5)
 
 
 def test_square_takes_series_and_vectors():
     for shape in ((64,), (1, 64), (4, 16), (4, 4, 4)):
         x = X.reshape(-1, *shape)
-        found = lab.square(MODEL, x, Y, epsilon=EPSILON, queries=80, generator=draw())
+        found = attacks.square(MODEL, x, Y, epsilon=EPSILON, queries=80, generator=draw())
         assert found.shape == x.shape
         assert lab.accuracy(MODEL(found), Y) < lab.accuracy(MODEL(X), Y)
 
@@ -344,15 +347,15 @@ def test_square_takes_series_and_vectors():
     ids=["zero", "nan", "steps", "norm", "loss", "kl", "restarts", "shape", "both", "bounds", "targets"],
 )
 def test_bad_input_is_refused(options, message):
-    for attack in (lab.pgd, lab.auto_pgd):
+    for attack in (attacks.pgd, attacks.auto_pgd):
         with pytest.raises(ValueError, match=message):
             attack(**{"model": MODEL, "inputs": X, "targets": Y, "epsilon": 0.1, **options})
 
 
 def test_other_bad_input_is_refused():
     with pytest.raises(ValueError, match="logits: expected at least three classes, got 2"):
-        lab.logit_ratio(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))
+        attacks.logit_ratio(torch.zeros(3, 2), torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match="share: expected a number above 0 and at most 1, got 2"):
-        lab.square(MODEL, X, Y, epsilon=0.1, share=2, generator=draw())
+        attacks.square(MODEL, X, Y, epsilon=0.1, share=2, generator=draw())
     with pytest.raises(ValueError, match="targeted: expected False"):
-        lab.robust_accuracy(MODEL, X, Y, lab.pgd, epsilon=0.1, targeted=True)
+        attacks.robust_accuracy(MODEL, X, Y, attacks.pgd, epsilon=0.1, targeted=True)

@@ -1,8 +1,12 @@
-"""Networks, views, evaluation and plots."""
+"""What `import lossbook.lab` loads, networks and plots."""
 
 import base64
 import json
 import re
+import subprocess
+import sys
+from importlib import import_module
+from pkgutil import iter_modules
 
 import IPython.display
 import matplotlib.pyplot as plt
@@ -10,12 +14,29 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from lossbook import lab
-from lossbook.lab.views import shifted
+
+# Rooms
+
+
+def test_the_bench_loads_what_is_flat_and_no_topic():
+    code = "import lossbook.lab, sys; print(*(name for name in sys.modules if name.startswith('lossbook.lab.')))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    homes = {getattr(lab, name).__module__ for name in lab.__all__}
+    assert {*loaded} == homes
+    assert len(homes) < len([*iter_modules(lab.__path__)])
+
+
+@pytest.mark.parametrize("name", [info.name for info in iter_modules(lab.__path__)])
+def test_every_module_says_what_is_public(name):
+    module = import_module(f"lossbook.lab.{name}")
+    assert module.__all__ == sorted(module.__all__) and module.__doc__
+    assert all(getattr(module, each) is not None for each in module.__all__)
+    # A flat name is the same thing in its module.
+    assert all(getattr(lab, each) is getattr(module, each) for each in {*lab.__all__} & {*module.__all__})
+
 
 # Networks
 
@@ -33,62 +54,6 @@ def test_cnn_and_projector_shapes():
     net = lab.EncoderProjector(lab.cnn([4, 8]), lab.mlp([8, 3]))
     features, projections = net(torch.ones(5, 1, 28, 28))
     assert features.shape == (5, 8) and projections.shape == (5, 3)
-
-
-# Views
-
-
-@given(rows=st.integers(-2, 2), columns=st.integers(-2, 2), seed=st.integers(0, 9))
-def test_shift_is_a_roll_with_black_edges(rows, columns, seed):
-    image = torch.rand(1, 2, 5, 6, generator=torch.Generator().manual_seed(seed))
-    expected = torch.zeros_like(image)
-    for row in range(5):
-        for column in range(6):
-            if 0 <= row - rows < 5 and 0 <= column - columns < 6:
-                expected[..., row, column] = image[..., row - rows, column - columns]
-    assert torch.equal(shifted(image, torch.tensor([[rows, columns]]), 2), expected)
-
-
-def test_views_have_the_noise_and_the_share_of_lost_pixels_that_they_say():
-    views = lab.Views((50, 1, 8, 8), shift=1, noise=0.3, drop=0.2)
-    drawn = views.draw(torch.Generator().manual_seed(0), 20)
-    assert drawn["offsets"].unique().tolist() == [-1, 0, 1]
-    assert drawn["grain"].std().item() == pytest.approx(0.3, rel=0.02)
-    assert drawn["kept"].double().mean().item() == pytest.approx(0.8, abs=0.005)
-    step = {name: value[0] for name, value in drawn.items()}
-    batch = views.apply({"inputs": torch.ones(50, 1, 8, 8), "targets": torch.arange(50), **step})
-    assert set(batch) == {"first", "second", "targets"}
-    assert not torch.equal(batch["first"], batch["second"])
-    inner = batch["first"][..., 2:-2, 2:-2]
-    assert inner[inner != 0].mean().item() == pytest.approx(1, abs=0.03)
-
-
-# Evaluation
-
-
-def blobs(n, seed):
-    draw = torch.Generator().manual_seed(seed)
-    targets = torch.arange(n) % 3
-    return 4 * torch.eye(3)[targets] + torch.randn(n, 3, generator=draw), targets
-
-
-@pytest.mark.parametrize("probe", [lab.linear_probe, lab.k_nearest_neighbours])
-def test_probes_separate_what_can_be_separated_and_nothing_else(probe):
-    train, test = blobs(300, 0), blobs(300, 1)
-    shuffled = test[1][torch.randperm(300, generator=torch.Generator().manual_seed(0))]
-    good, chance = probe(*train, test, (test[0], shuffled))
-    assert good > 0.9 and 0.2 < chance < 0.47
-
-
-def test_probe_does_not_depend_on_scale():
-    train, test = blobs(300, 0), blobs(300, 1)
-    scale = torch.tensor([1e-3, 1.0, 1e3])
-    assert lab.linear_probe(*train, test) == lab.linear_probe(train[0] * scale, train[1], (test[0] * scale, test[1]))
-
-
-def test_accuracy_keeps_leading_dimensions():
-    logits = torch.tensor([[[1.0, 0], [0, 1]], [[0, 1], [0, 1]]])
-    assert lab.accuracy(logits, torch.tensor([0, 1])).tolist() == [1.0, 0.5]
 
 
 # Plots

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lossbook import lab
-from lossbook.lab import data
+from lossbook.lab import corpora, data, representations
 
 SPLITS = ("train", "validation", "test")
 
@@ -56,10 +56,10 @@ def test_wrong_names_are_refused_with_the_nearest():
 
 def test_a_damaged_or_missing_shipped_file_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "SHIPPED", tmp_path)
-    with pytest.raises(lab.DataError, match=r"fashion_mnist.npz: cannot be read \(No such file or directory\)"):
+    with pytest.raises(data.DataError, match=r"fashion_mnist.npz: cannot be read \(No such file or directory\)"):
         lab.load("fashion_mnist")
     (tmp_path / "fashion_mnist.npz").write_bytes(b"PK half a file")
-    with pytest.raises(lab.DataError, match="fashion_mnist.npz: damaged"):
+    with pytest.raises(data.DataError, match="fashion_mnist.npz: damaged"):
         lab.load("fashion_mnist")
 
 
@@ -116,7 +116,7 @@ def test_the_whole_set_is_fetched_once_and_checked(origin, capfd):
 def test_a_file_that_cannot_be_fetched_is_named(origin):
     folder, cache = origin
     (folder / "test-images.gz").unlink()
-    with pytest.raises(lab.DataError, match=r"test-images.gz: could not be fetched from http://127.0.0.1.*by hand"):
+    with pytest.raises(data.DataError, match=r"test-images.gz: could not be fetched from http://127.0.0.1.*by hand"):
         lab.load("fashion_mnist", split="test", full=True)
     assert not list(cache.glob("*"))
 
@@ -124,7 +124,7 @@ def test_a_file_that_cannot_be_fetched_is_named(origin):
 def test_a_file_with_the_wrong_checksum_is_not_kept(origin):
     folder, cache = origin
     (folder / "test-images.gz").write_bytes(b"something else")
-    with pytest.raises(lab.DataError, match="could not be fetched"):
+    with pytest.raises(data.DataError, match="could not be fetched"):
         lab.load("fashion_mnist", split="test", full=True)
     assert not list(cache.glob("*"))
 
@@ -141,7 +141,7 @@ def test_a_file_with_the_wrong_checksum_is_not_kept(origin):
 def test_a_damaged_copy_of_the_system_is_named(origin, tmp_path, monkeypatch, content, message):
     (tmp_path / "test-images.gz").write_bytes(content)
     monkeypatch.setattr(data, "FASHION_FOLDERS", (tmp_path,))
-    with pytest.raises(lab.DataError, match=f"test-images.gz: {message}"):
+    with pytest.raises(data.DataError, match=f"test-images.gz: {message}"):
         lab.load("fashion_mnist", split="test", full=True)
 
 
@@ -168,7 +168,7 @@ def test_the_script_makes_a_stratified_subset(origin, tmp_path, monkeypatch):
 
 
 def test_pairs():
-    sets = [lab.load_pairs(split=split) for split in SPLITS]
+    sets = [corpora.load_pairs(split=split) for split in SPLITS]
     assert [len(each) for each in sets] == [3500, 500, 1000]
     for each in sets:
         assert each.queries.shape == each.passages.shape == (len(each), 384)
@@ -182,29 +182,29 @@ def test_pairs():
     assert not any(parents[a] & parents[b] for a, b in [(0, 1), (0, 2), (1, 2)])
     # What the encoder knows: a definition is nearest to its own words far more often than by chance.
     test = sets[2]
-    found = lab.retrieval(test.queries @ test.passages.T)
+    found = representations.retrieval(test.queries @ test.passages.T)
     assert 0.4 < found["recall@1"] < 0.6 < found["recall@10"] < 0.95
 
 
 def test_pairs_of_another_name_are_refused():
     with pytest.raises(ValueError, match="name: no set of pairs 'wordnets', expected 'wordnet'"):
-        lab.load_pairs("wordnets")
+        corpora.load_pairs("wordnets")
     with pytest.raises(ValueError, match='split: expected "train", "validation" or "test", got \'dev\''):
-        lab.load_pairs(split="dev")
+        corpora.load_pairs(split="dev")
 
 
 def test_path_similarity_counts_edges():
     # 1 - 2 - 4, 1 - 2 - 5, 1 - 3
     paths = torch.tensor([[1, 2, 4], [1, 2, 5], [1, 3, 0], [1, 0, 0]])
     edges = torch.tensor([[0, 2, 3, 2], [2, 0, 3, 2], [3, 3, 0, 1], [2, 2, 1, 0]])
-    assert torch.equal(lab.path_similarity(paths, paths), 1 / (1 + edges.float()))
+    assert torch.equal(corpora.path_similarity(paths, paths), 1 / (1 + edges.float()))
 
 
 def test_path_similarity_is_that_of_the_shortest_path():
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import shortest_path
 
-    paths = lab.load_pairs(split="validation").paths[:60]
+    paths = corpora.load_pairs(split="validation").paths[:60]
     edges = {(path[k].item(), path[k + 1].item()) for path in paths for k in range(paths.shape[1] - 1) if path[k + 1]}
     nodes = sorted({node for edge in edges for node in edge})
     place = {node: index for index, node in enumerate(nodes)}
@@ -212,7 +212,7 @@ def test_path_similarity_is_that_of_the_shortest_path():
     distance = shortest_path(coo_array((np.ones(len(edges)), (rows, columns)), (len(nodes),) * 2), directed=False)
     ends = [place[path[(path != 0).sum() - 1].item()] for path in paths]
     expected = torch.tensor(1 / (1 + distance[np.ix_(ends, ends)]))
-    torch.testing.assert_close(lab.path_similarity(paths, paths).double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(corpora.path_similarity(paths, paths).double(), expected, rtol=1e-6, atol=0)
 
 
 def test_the_script_draws_whole_families(tmp_path):
@@ -240,7 +240,7 @@ def test_the_script_draws_whole_families(tmp_path):
 
 @pytest.mark.parametrize(("name", "size"), [("austen", 2.0e6), ("melville", 1.2e6)])
 def test_text(name, size):
-    parts = [lab.load_text(name, split=split) for split in SPLITS]
+    parts = [corpora.load_text(name, split=split) for split in SPLITS]
     whole = sum(map(len, parts))
     assert whole == pytest.approx(size, rel=0.03)
     assert [len(part) / whole for part in parts] == pytest.approx([0.9, 0.05, 0.05], abs=0.003)
@@ -255,9 +255,9 @@ def test_text(name, size):
 
 def test_text_of_another_name_is_refused():
     with pytest.raises(ValueError, match=r"name: no text 'austin', expected one of \['austen', 'melville'\]"):
-        lab.load_text("austin")
+        corpora.load_text("austin")
     with pytest.raises(ValueError, match='split: expected "train", "validation" or "test", got \'dev\''):
-        lab.load_text(split="dev")
+        corpora.load_text(split="dev")
 
 
 def test_the_script_unwraps_and_divides_books(tmp_path, monkeypatch):

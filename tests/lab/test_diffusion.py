@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from lossbook import lab
+from lossbook.lab import diffusion, lora
 
-SIGNAL = lab.noise_schedule(20)
+SIGNAL = diffusion.noise_schedule(20)
 
 
 def test_linear_schedule_is_the_product_of_its_steps():
     beta = np.linspace(1e-4, 0.02, 1000)
     expected = [math.prod(1 - beta[: t + 1]) for t in (0, 10, 999)]
-    assert lab.noise_schedule(1000, "linear")[[0, 10, 999]].tolist() == pytest.approx(expected, rel=1e-10)
-    assert math.log(lab.noise_schedule(100, "linear")[-1]) == pytest.approx(math.log(expected[-1]), rel=0.1)
+    assert diffusion.noise_schedule(1000, "linear")[[0, 10, 999]].tolist() == pytest.approx(expected, rel=1e-10)
+    assert math.log(diffusion.noise_schedule(100, "linear")[-1]) == pytest.approx(math.log(expected[-1]), rel=0.1)
 
 
 def test_cosine_schedule():
@@ -23,7 +24,7 @@ def test_cosine_schedule():
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
     expected = [share((t + 1) / 50) / share(0) for t in range(49)]
-    signal = lab.noise_schedule(50)
+    signal = diffusion.noise_schedule(50)
     assert signal[:-1].tolist() == pytest.approx(expected, rel=1e-10)
     assert signal[-1].item() == pytest.approx(signal[-2].item() * 0.001, rel=1e-9)
 
@@ -31,7 +32,7 @@ def test_cosine_schedule():
 @pytest.mark.parametrize("kind", ["cosine", "linear"])
 def test_schedules_fall_from_all_to_nothing(kind):
     for steps in (2, 10, 100):
-        signal = lab.noise_schedule(steps, kind)
+        signal = diffusion.noise_schedule(steps, kind)
         assert len(signal) == steps and (signal > 0).all() and (signal.diff() < 0).all() and signal[-1] < 0.1
 
 
@@ -43,22 +44,22 @@ def test_noise_is_what_its_steps_add_up_to():
         mean, variance, previous = mean * math.sqrt(kept), variance * kept + 1 - kept, share[t]
     inputs, noise = torch.ones(2, 3, 4, dtype=torch.float64), torch.zeros(2, 3, 4, dtype=torch.float64)
     times = torch.tensor([11, 11])
-    torch.testing.assert_close(lab.add_noise(inputs, noise, times, SIGNAL), inputs * mean)
-    torch.testing.assert_close(lab.add_noise(noise, inputs, times, SIGNAL), inputs * math.sqrt(variance))
+    torch.testing.assert_close(diffusion.add_noise(inputs, noise, times, SIGNAL), inputs * mean)
+    torch.testing.assert_close(diffusion.add_noise(noise, inputs, times, SIGNAL), inputs * math.sqrt(variance))
 
 
 def test_error_map_and_loss_by_hand():
     draw = torch.Generator().manual_seed(0)
     inputs, noise = torch.randn(2, 6, 1, 4, 4, generator=draw)
     times, labels = torch.randint(0, 20, (6,), generator=draw), torch.randint(0, 3, (6,), generator=draw)
-    denoiser = lab.Denoiser((1, 4, 4), steps=20, classes=3, width=16)
-    maps = lab.error_map(denoiser, inputs, noise, times, SIGNAL, labels)
+    denoiser = diffusion.Denoiser((1, 4, 4), steps=20, classes=3, width=16)
+    maps = diffusion.error_map(denoiser, inputs, noise, times, SIGNAL, labels)
     for i in range(6):
         share = SIGNAL[times[i]].item()
         noisy = math.sqrt(share) * inputs[i] + math.sqrt(1 - share) * noise[i]
         expected = (denoiser(noisy[None], times[i : i + 1], labels[i : i + 1])[0] - noise[i]) ** 2
         torch.testing.assert_close(maps[i], expected)
-    torch.testing.assert_close(lab.denoising_loss(denoiser, inputs, noise, times, SIGNAL, labels), maps.mean())
+    torch.testing.assert_close(diffusion.denoising_loss(denoiser, inputs, noise, times, SIGNAL, labels), maps.mean())
 
 
 def gaussian(mean, spread):
@@ -73,7 +74,7 @@ def gaussian(mean, spread):
 
 @pytest.mark.parametrize(("eta", "steps"), [(0.0, None), (1.0, None), (0.5, None), (0.0, 10)])
 def test_samples_of_a_gaussian(eta, steps):
-    new = lab.diffusion_sample(
+    new = diffusion.diffusion_sample(
         gaussian(1.5, 0.5), (20000, 1), SIGNAL, torch.Generator().manual_seed(0), steps=steps, eta=eta
     )
     assert new.mean().item() == pytest.approx(1.5, abs=0.03)
@@ -91,7 +92,7 @@ def test_one_known_input_is_found_exactly(eta):
 
     labels = torch.tensor([2, 0, 1, 1])
     draw = torch.Generator().manual_seed(0)
-    new = lab.diffusion_sample(denoiser, (4, 5), SIGNAL, draw, labels=labels, eta=eta)
+    new = diffusion.diffusion_sample(denoiser, (4, 5), SIGNAL, draw, labels=labels, eta=eta)
     torch.testing.assert_close(new, known[labels], rtol=1e-3, atol=1e-3)
 
 
@@ -104,7 +105,7 @@ def test_ancestral_step_has_the_posterior_mean_and_variance():
         seen.append(noisy)
         return 0.3 * noisy
 
-    lab.diffusion_sample(denoiser, (50000, 1), signal, torch.Generator().manual_seed(0), eta=1.0)
+    diffusion.diffusion_sample(denoiser, (50000, 1), signal, torch.Generator().manual_seed(0), eta=1.0)
     start, after = seen
     clean = (start - math.sqrt(0.8) * 0.3 * start) / math.sqrt(0.2)
     beta = 1 - 0.2 / 0.6
@@ -119,15 +120,15 @@ def test_limit_and_generator():
         return 100 * noisy
 
     one, same = (
-        lab.diffusion_sample(wild, (5, 2), SIGNAL, torch.Generator().manual_seed(3), limit=1.0, steps=7)
+        diffusion.diffusion_sample(wild, (5, 2), SIGNAL, torch.Generator().manual_seed(3), limit=1.0, steps=7)
         for _ in range(2)
     )
     assert torch.equal(one, same) and one.abs().max() <= 1
 
 
 DENOISERS = {
-    "residual": lambda **options: lab.Denoiser((1, 8, 8), steps=20, width=16, **options),
-    "U-Net": lambda **options: lab.UNet((1, 8, 8), steps=20, channels=(8, 12, 16), **options),
+    "residual": lambda **options: diffusion.Denoiser((1, 8, 8), steps=20, width=16, **options),
+    "U-Net": lambda **options: diffusion.UNet((1, 8, 8), steps=20, channels=(8, 12, 16), **options),
 }
 
 
@@ -161,7 +162,7 @@ def test_denoisers_learn_in_a_stack_what_they_learn_alone(kind):
 
     def loss(model, batch, run):
         signal = SIGNAL.to(batch["noise"])
-        return lab.denoising_loss(model, batch["inputs"], batch["noise"], batch["times"], signal, batch["label"])
+        return diffusion.denoising_loss(model, batch["inputs"], batch["noise"], batch["times"], signal, batch["label"])
 
     def fit(seeds):
         return lab.fit(
@@ -179,24 +180,24 @@ def test_denoisers_learn_in_a_stack_what_they_learn_alone(kind):
 def test_bad_input_is_refused():
     draw = torch.Generator()
     with pytest.raises(ValueError, match="steps: expected at least 2"):
-        lab.noise_schedule(1)
+        diffusion.noise_schedule(1)
     with pytest.raises(ValueError, match=r"steps: expected 1 to 20 .* got 21"):
-        lab.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, draw, steps=21)
+        diffusion.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, draw, steps=21)
     with pytest.raises(ValueError, match="eta: expected"):
-        lab.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, draw, eta=1.5)
+        diffusion.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, draw, eta=1.5)
     with pytest.raises(ValueError, match="labels: expected 2 as in shape, got 3"):
-        lab.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, draw, labels=torch.zeros(3, dtype=torch.long))
+        diffusion.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, draw, labels=torch.zeros(3, dtype=torch.long))
     with pytest.raises(ValueError, match="labels: expected some, with 3 classes"):
         DENOISERS["residual"](classes=3)(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match="shape: expected .* divisible by 4"):
-        lab.UNet((1, 6, 6), steps=20, channels=(8, 8, 8))
+        diffusion.UNet((1, 6, 6), steps=20, channels=(8, 8, 8))
 
 
 @pytest.mark.parametrize("kind", list(DENOISERS))
 def test_denoisers_can_be_adapted_and_merged(kind):
     torch.manual_seed(0)
     denoiser = DENOISERS[kind](classes=3)
-    adapted = lab.add_lora(denoiser, rank=2)
+    adapted = lora.add_lora(denoiser, rank=2)
     inputs, times, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 5, 10, 19]), torch.tensor([0, 1, 2, 0])
     torch.testing.assert_close(adapted(inputs, times, labels), denoiser(inputs, times, labels))
     for name, value in adapted.named_parameters():
@@ -204,4 +205,4 @@ def test_denoisers_can_be_adapted_and_merged(kind):
             torch.nn.init.normal_(value, std=0.1)
     out = adapted(inputs, times, labels)
     assert not torch.allclose(out, denoiser(inputs, times, labels))
-    torch.testing.assert_close(lab.merge_lora(adapted)(inputs, times, labels), out, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(lora.merge_lora(adapted)(inputs, times, labels), out, rtol=1e-4, atol=1e-4)

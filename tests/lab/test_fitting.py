@@ -190,7 +190,7 @@ def test_the_first_bad_loss_is_named(at):
         value = loss(model, batch, run)
         return torch.where((run["seed"] == 5) & torch.tensor(len(calls) == at + 1), torch.inf, value)
 
-    with pytest.raises(lab.NonFiniteError, match=rf"run 1 \(seed=5, learning_rate=0.001\), step {at}: loss is inf"):
+    with pytest.raises(fitting.NonFiniteError, match=rf"run 1 \(seed=5, learning_rate=0.001\), step {at}: loss is inf"):
         fit(lab.grid(seed=[4, 5], learning_rate=[1e-3]), loss=breaking)
 
 
@@ -198,9 +198,9 @@ def test_a_bad_gradient_and_a_bad_parameter_are_named():
     def root(model, batch, run):  # value 0, slope infinite
         return (model(batch["inputs"]) * 0).sum().abs().sqrt() + loss(model, batch, run)
 
-    with pytest.raises(lab.NonFiniteError, match="step 0: gradient norm is nan"):
+    with pytest.raises(fitting.NonFiniteError, match="step 0: gradient norm is nan"):
         fit(lab.grid(seed=[0], learning_rate=[1e-3]), loss=root)
-    with pytest.raises(lab.NonFiniteError, match=r"run 0 .* step 4: parameter is -?(inf|nan)"):
+    with pytest.raises(fitting.NonFiniteError, match=r"run 0 .* step 4: parameter is -?(inf|nan)"):
         fit(
             lab.grid(seed=[0], learning_rate=[1e-3]), epochs=1, optimizer=torch.optim.SGD,
             schedule=lambda fraction: 1e400 if fraction == 0.8 else 1,
@@ -295,7 +295,7 @@ def test_grid_is_every_combination():
 
 
 def with_teacher(model, batch, run, state):
-    teacher = lab.moving_average(state["teacher"], model.parameters, 0.9)
+    teacher = fitting.moving_average(state["teacher"], model.parameters, 0.9)
     student, target = model(batch["inputs"] + batch["noise"]), model.at(teacher)(batch["inputs"])
     memory = state["memory"].index_copy(0, batch["index"], student.detach())
     value = F.mse_loss(student, target) + loss(model, batch, run)

@@ -11,6 +11,7 @@ from support import annotations_unchecked
 from torch import nn
 
 from lossbook import lab
+from lossbook.lab import language
 
 TEXT = "It isn't so, she said;\nit is not so. Naïve!\n"
 
@@ -20,42 +21,42 @@ TEXT = "It isn't so, she said;\nit is not so. Naïve!\n"
 
 @given(st.text(max_size=40))
 def test_bytes_come_back_exactly(text):
-    tokenizer = lab.Tokenizer.of(TEXT, unit="byte")
+    tokenizer = language.Tokenizer.of(TEXT, unit="byte")
     assert len(tokenizer) == 256 and tokenizer.decode(tokenizer.encode(text)) == text
 
 
 @given(st.text(alphabet=sorted(set(TEXT)), max_size=40))
 def test_known_characters_come_back_exactly(text):
-    tokenizer = lab.Tokenizer.of(TEXT)
+    tokenizer = language.Tokenizer.of(TEXT)
     assert len(tokenizer) == len(set(TEXT)) + 1 and tokenizer.decode(tokenizer.encode(text)) == text
     assert tokenizer.decode(tokenizer.encode("sXs")) == "s\ufffds"
 
 
 def test_words_by_frequency_and_the_unknown_one():
-    tokenizer = lab.Tokenizer.of("b a b. a b c", unit="word", size=4)
+    tokenizer = language.Tokenizer.of("b a b. a b c", unit="word", size=4)
     assert tokenizer.vocabulary == ("\ufffd", "b", "a", ".")
     assert tokenizer.encode("a b c .").tolist() == [2, 1, 0, 3] and tokenizer.decode(torch.tensor([2, 3])) == "a ."
-    whole = lab.Tokenizer.of(TEXT, unit="word")
+    whole = language.Tokenizer.of(TEXT, unit="word")
     assert whole.decode(whole.encode(TEXT)) == "It isn't so , she said ; \n it is not so . Naïve ! \n"
 
 
 def test_windows_predict_every_token_once():
     tokens = torch.arange(23)
-    cut = lab.windows(tokens, 5)
+    cut = language.windows(tokens, 5)
     assert cut.shape == (4, 6) and cut[:, 1:].flatten().tolist() == list(range(1, 21))
-    assert lab.windows(tokens, 5, stride=1).shape == (18, 6)
+    assert language.windows(tokens, 5, stride=1).shape == (18, 6)
 
 
 def test_wrong_tokens_and_windows_are_refused():
     with annotations_unchecked():
         with pytest.raises(ValueError, match='unit: expected "byte", "character" or "word", got \'line\''):
-            lab.Tokenizer.of(TEXT, unit="line")
+            language.Tokenizer.of(TEXT, unit="line")
         with pytest.raises(ValueError, match="size: expected at least 2, and none with bytes, got 1"):
-            lab.Tokenizer.of(TEXT, size=1)
+            language.Tokenizer.of(TEXT, size=1)
         with pytest.raises(ValueError, match="tokens: expected more than context = 5, got 5"):
-            lab.windows(torch.arange(5), 5)
+            language.windows(torch.arange(5), 5)
         with pytest.raises(ValueError, match="context, stride: expected at least 1, got 5 and 0"):
-            lab.windows(torch.arange(9), 5, stride=0)
+            language.windows(torch.arange(9), 5, stride=0)
 
 
 # The transformer --------------------------------------------------------------------------------------
@@ -65,7 +66,7 @@ SIZES = dict(width=12, layers=2, heads=3, context=7, hidden=20)
 
 def transformer(seed=0, **settings):
     torch.manual_seed(seed)
-    model = lab.Transformer(11, **(SIZES | settings)).double()
+    model = language.Transformer(11, **(SIZES | settings)).double()
     for parameter in model.parameters():  # of a size that matters, biases and temperatures too
         nn.init.normal_(parameter, std=0.5)
     return model
@@ -167,12 +168,12 @@ def test_observed_attention_by_layer():
 
 def test_initial_values_are_scaled_as_those_of_gpt2():
     torch.manual_seed(0)
-    model = lab.Transformer(500, width=192, layers=3, heads=4, context=64)
+    model = language.Transformer(500, width=192, layers=3, heads=4, context=64)
     assert model.tokens.weight.std().item() == pytest.approx(0.04, rel=0.05)
     assert model.blocks[0].ffn[0].weight.std().item() == pytest.approx(0.04, rel=0.05)
     assert model.blocks[0].ffn[2].weight.std().item() == pytest.approx(0.04 / math.sqrt(6), rel=0.05)
     assert model.blocks[1].attention.inputs.bias.abs().max() == 0 and model.last_norm.weight.min() == 1
-    loss = lab.next_token_loss(model(torch.randint(500, (8, 64))), torch.randint(500, (8, 65)))
+    loss = language.next_token_loss(model(torch.randint(500, (8, 64))), torch.randint(500, (8, 65)))
     assert loss.item() == pytest.approx(math.log(500), abs=0.3)
 
 
@@ -200,11 +201,11 @@ def test_too_long_an_input_is_refused():
 
 
 def train(seeds, text="abcab" * 60, epochs=6):
-    tokenizer = lab.Tokenizer.of(text)
+    tokenizer = language.Tokenizer.of(text)
     return tokenizer, lab.fit(
-        lambda run: lab.Transformer(len(tokenizer), width=16, layers=1, heads=2, context=8, temperature=True),
-        lambda model, batch, run: lab.next_token_loss(model(batch["windows"][:, :-1]), batch["windows"]),
-        {"windows": lab.windows(tokenizer.encode(text), 8)},
+        lambda run: language.Transformer(len(tokenizer), width=16, layers=1, heads=2, context=8, temperature=True),
+        lambda model, batch, run: language.next_token_loss(model(batch["windows"][:, :-1]), batch["windows"]),
+        {"windows": language.windows(tokenizer.encode(text), 8)},
         lab.grid(seed=seeds, learning_rate=[0.02]),
         epochs=epochs,
         batch_size=9,
@@ -218,19 +219,19 @@ def test_a_stack_learns_as_alone_and_perplexity_is_that_of_each_run():
     alone = train([1])[1]
     for name, value in alone.parameters.items():
         torch.testing.assert_close(stacked.parameters[name][1], value[0], rtol=1e-3, atol=1e-4)
-    windows = lab.windows(tokenizer.encode("abcab" * 30), 8)
-    found = lab.perplexity(stacked, windows, batch_size=5)  # the last batch is smaller
+    windows = language.windows(tokenizer.encode("abcab" * 30), 8)
+    found = language.perplexity(stacked, windows, batch_size=5)  # the last batch is smaller
     for run in range(2):
         logits = stacked.module(run)(windows[:, :-1])
-        assert found[run].item() == pytest.approx(lab.next_token_loss(logits, windows).exp().item(), rel=1e-4)
+        assert found[run].item() == pytest.approx(language.next_token_loss(logits, windows).exp().item(), rel=1e-4)
     # Of "abcab" without end, only the first letter of a window leaves a doubt about the second.
     assert 1 < found.max() < 1.6
-    assert (lab.perplexity(train([0, 1], epochs=1)[1], windows) > found).all()
+    assert (language.perplexity(train([0, 1], epochs=1)[1], windows) > found).all()
 
 
 def test_means_of_anything_over_runs():
     tokenizer, fitted = train([0, 1], epochs=1)
-    windows = lab.windows(tokenizer.encode("abcab" * 30), 8)
+    windows = language.windows(tokenizer.encode("abcab" * 30), 8)
     weights = torch.arange(len(windows), dtype=torch.float32)
 
     def means(model, tokens, weight):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lossbook import lab
+from lossbook.lab import lora
 
 
 class Net(nn.Module):
@@ -37,7 +38,7 @@ def test_agrees_with_peft():
     peft = pytest.importorskip("peft")
     torch.manual_seed(0)
     net = Net()
-    ours = filled(lab.add_lora(net, rank=4, scale=0.5))
+    ours = filled(lora.add_lora(net, rank=4, scale=0.5))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = peft.LoraConfig(r=4, lora_alpha=2, target_modules=list(LAYERS), lora_dropout=0.0)
@@ -47,7 +48,7 @@ def test_agrees_with_peft():
         other.lora_A["default"].weight.data = mine.down.weight.data.clone()
         other.lora_B["default"].weight.data = mine.up.weight.data.clone()
     torch.testing.assert_close(ours(INPUTS), theirs(INPUTS))
-    torch.testing.assert_close(lab.merge_lora(ours)(INPUTS), theirs(INPUTS), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lora.merge_lora(ours)(INPUTS), theirs(INPUTS), rtol=1e-4, atol=1e-5)
     trained = {name: value for name, value in ours.named_parameters() if value.requires_grad}
     expected = [value for value in theirs.parameters() if value.requires_grad]
     assert sum(value.numel() for value in trained.values()) == sum(value.numel() for value in expected)
@@ -73,7 +74,7 @@ def test_agrees_with_peft():
 def test_merged_layer_is_the_adapted_one(layer, shape):
     torch.manual_seed(0)
     base, inputs = layer(), torch.randn(shape)
-    ours = lab.LoRA(base, rank=2, scale=0.7)
+    ours = lora.LoRA(base, rank=2, scale=0.7)
     assert torch.equal(ours(inputs), base(inputs))  # B is zero
     filled(ours)
     assert not torch.allclose(ours(inputs), base(inputs))
@@ -84,7 +85,7 @@ def test_merged_layer_is_the_adapted_one(layer, shape):
 def test_only_the_factors_learn_and_the_network_given_is_untouched():
     net = Net()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    ours = lab.add_lora(net, rank=3)
+    ours = lora.add_lora(net, rank=3)
     assert {name.rsplit(".", 2)[1] for name, value in ours.named_parameters() if value.requires_grad} == {"down", "up"}
     assert all(value.requires_grad for value in net.parameters())
     stepper = torch.optim.AdamW(ours.parameters(), lr=0.1, weight_decay=0.1)
@@ -96,14 +97,16 @@ def test_only_the_factors_learn_and_the_network_given_is_untouched():
         layer = ours.get_submodule(name)
         assert torch.equal(layer.base.weight, before[f"{name}.weight"]) and layer.up.weight.abs().sum() > 0
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert not any(isinstance(layer, lab.LoRA) for layer in lab.merge_lora(ours).modules())
+    assert not any(isinstance(layer, lora.LoRA) for layer in lora.merge_lora(ours).modules())
 
 
 def test_where_and_grouped_convolutions():
-    ours = lab.add_lora(Net(), rank=2, where=lambda name, layer: isinstance(layer, nn.Conv2d))
-    assert [name for name, layer in ours.named_modules() if isinstance(layer, lab.LoRA)] == ["conv", "inner.1"]
+    ours = lora.add_lora(Net(), rank=2, where=lambda name, layer: isinstance(layer, nn.Conv2d))
+    assert [name for name, layer in ours.named_modules() if isinstance(layer, lora.LoRA)] == ["conv", "inner.1"]
     grouped = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 2))
-    assert [name for name, each in lab.add_lora(grouped, rank=1).named_modules() if isinstance(each, lab.LoRA)] == ["1"]
+    assert [name for name, each in lora.add_lora(grouped, rank=1).named_modules() if isinstance(each, lora.LoRA)] == [
+        "1"
+    ]
 
 
 def test_learns_in_a_stack_what_it_learns_alone():
@@ -113,7 +116,7 @@ def test_learns_in_a_stack_what_it_learns_alone():
 
     def fit(seeds):
         return lab.fit(
-            lambda run: lab.add_lora(base, rank=2), lambda model, batch, run: (model(batch["x"]) - batch["y"]).square().mean(),
+            lambda run: lora.add_lora(base, rank=2), lambda model, batch, run: (model(batch["x"]) - batch["y"]).square().mean(),
             data, lab.grid(seed=seeds, learning_rate=[1e-2]), epochs=10, batch_size=10, dtype=torch.float64,
             optimizer=torch.optim.AdamW, device="cpu", progress=None,
         )  # fmt: skip
@@ -124,16 +127,16 @@ def test_learns_in_a_stack_what_it_learns_alone():
         if ".base." in name:
             torch.testing.assert_close(value[0], base.state_dict()[name.replace(".base", "")].double())
     assert not torch.allclose(both.parameters["0.up.weight"][0], both.parameters["0.up.weight"][1])
-    merged = lab.merge_lora(both.module(1).double())
+    merged = lora.merge_lora(both.module(1).double())
     torch.testing.assert_close(merged(data["x"].double()), both.predict(data["x"].double())[1])
 
 
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="rank: expected at least 1, got 0"):
-        lab.LoRA(nn.Linear(2, 2), rank=0)
+        lora.LoRA(nn.Linear(2, 2), rank=0)
     with pytest.raises(ValueError, match="base: expected a linear layer or a convolution"):
-        lab.LoRA(nn.ReLU(), rank=1)
+        lora.LoRA(nn.ReLU(), rank=1)
     with pytest.raises(ValueError, match="scale: expected a finite number"):
-        lab.LoRA(nn.Linear(2, 2), rank=1, scale=float("nan"))
+        lora.LoRA(nn.Linear(2, 2), rank=1, scale=float("nan"))
     with pytest.raises(ValueError, match="module: expected a network with a layer to adapt"):
-        lab.add_lora(nn.Sequential(nn.ReLU()), rank=1)
+        lora.add_lora(nn.Sequential(nn.ReLU()), rank=1)

@@ -6,7 +6,7 @@ import torch
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from lossbook import lab
+from lossbook.lab import membership
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -21,10 +21,10 @@ def scores(n, m, shift=0.7, digits=None):
 def test_against_scikit_learn(n, m, digits):
     members, others = scores(n, m, digits=digits)
     truth, score = np.r_[np.ones(n), np.zeros(m)], torch.cat([members, others]).numpy()
-    assert lab.attack_auc(members, others).item() == pytest.approx(roc_auc_score(truth, score))
+    assert membership.attack_auc(members, others).item() == pytest.approx(roc_auc_score(truth, score))
     false, true, _ = roc_curve(truth, score, drop_intermediate=False)
     for rate in (0.05, 0.2):
-        found = lab.judge_attack(members, others, false_positives=rate)
+        found = membership.judge_attack(members, others, false_positives=rate)
         assert found.power.effect == pytest.approx(true[false <= rate].max())
         assert found.auc.effect == pytest.approx(roc_auc_score(truth, score))
         for interval in found:
@@ -33,13 +33,13 @@ def test_against_scikit_learn(n, m, digits):
 
 def test_area_of_many_runs_is_that_of_each():
     members, others = torch.randn(3, 20, generator=DRAW), torch.randn(3, 15, generator=DRAW)
-    each = [lab.attack_auc(a, b) for a, b in zip(members, others, strict=True)]
-    torch.testing.assert_close(lab.attack_auc(members, others), torch.stack(each))
+    each = [membership.attack_auc(a, b) for a, b in zip(members, others, strict=True)]
+    torch.testing.assert_close(membership.attack_auc(members, others), torch.stack(each))
 
 
 def test_intervals_cover_as_often_as_they_say():
     truth = norm.cdf(0.7 / np.sqrt(2))
-    within = [i.low <= truth <= i.high for i in (lab.judge_attack(*scores(40, 60)).auc for _ in range(300))]
+    within = [i.low <= truth <= i.high for i in (membership.judge_attack(*scores(40, 60)).auc for _ in range(300))]
     assert np.mean(within) == pytest.approx(0.95, abs=0.035)
 
 
@@ -47,16 +47,16 @@ def test_interval_against_one_from_the_literature():
     # Hanley and McNeil (1982): area 0.893 of 51 and 58 pictures has a standard error of 0.032.
     members, others = torch.zeros(51), torch.zeros(58)
     members[:], others[:46], others[46:] = 1.0, 0.0, 1.0
-    found = lab.judge_attack(members, others).auc
+    found = membership.judge_attack(members, others).auc
     assert found.effect == pytest.approx(1 - 0.5 * 12 / 58)
     assert (found.high - found.low) / (2 * 1.96) == pytest.approx(0.032, abs=0.004)
 
 
 def test_intervals_at_the_ends_do_not_shrink_to_a_point():
-    apart = lab.judge_attack(torch.ones(20), torch.zeros(30))
+    apart = membership.judge_attack(torch.ones(20), torch.zeros(30))
     assert apart.auc.effect == apart.auc.high == apart.power.effect == 1
     assert 0.8 < apart.auc.low < 1 and apart.power.low == pytest.approx(0.025 ** (1 / 20))
-    wrong = lab.judge_attack(torch.zeros(20), torch.ones(30))
+    wrong = membership.judge_attack(torch.zeros(20), torch.ones(30))
     assert wrong.auc.effect == wrong.auc.low == 0 and wrong.auc.high == pytest.approx(1 - apart.auc.low)
 
 
@@ -65,7 +65,7 @@ def test_threshold_attack_learns_the_direction(sign):
     members = torch.arange(60) < 30
     loss = sign * (torch.randn(2, 60, generator=DRAW) + (~members).float())
     asked = sign * torch.tensor([[0.0, 5.0], [3.0, -2.0]])
-    (score,) = lab.threshold_attack(loss, members, asked)
+    (score,) = membership.threshold_attack(loss, members, asked)
     assert (score[0, 0] > score[0, 1]) and (score[1, 1] > score[1, 0])
     torch.testing.assert_close(score, -sign * asked)
 
@@ -78,28 +78,28 @@ def features(n, shift):
 def test_learned_attack_finds_what_is_there_and_nothing_else():
     known = torch.cat([features(150, 2.0), features(150, 1.0)], 1)
     member = torch.arange(300) < 150
-    ours, theirs = lab.learned_attack(known, member, features(200, 2.0), features(200, 1.0), device="cpu")
+    ours, theirs = membership.learned_attack(known, member, features(200, 2.0), features(200, 1.0), device="cpu")
     assert ours.shape == (2, 200)
-    area = lab.attack_auc(ours, theirs)
+    area = membership.attack_auc(ours, theirs)
     assert area[0] > 0.85 and abs(area[1] - 0.5) < 0.12
 
 
 def test_learned_attack_of_a_run_does_not_depend_on_the_others_or_on_units():
     known, member = torch.cat([features(40, 2.0), features(20, 1.0)], 1), torch.arange(60) < 40
     asked = features(10, 1.0)
-    (both,) = lab.learned_attack(known, member, asked, steps=40, device="cpu")
-    (alone,) = lab.learned_attack(known[1:], member, asked[1:], steps=40, device="cpu")
-    (scaled,) = lab.learned_attack(100 * known + 3, member, 100 * asked + 3, steps=40, device="cpu")
+    (both,) = membership.learned_attack(known, member, asked, steps=40, device="cpu")
+    (alone,) = membership.learned_attack(known[1:], member, asked[1:], steps=40, device="cpu")
+    (scaled,) = membership.learned_attack(100 * known + 3, member, 100 * asked + 3, steps=40, device="cpu")
     torch.testing.assert_close(both[1:], alone, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(both, scaled, rtol=1e-2, atol=1e-2)
 
 
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="members: expected scores, got none"):
-        lab.judge_attack(torch.zeros(0), torch.zeros(3))
+        membership.judge_attack(torch.zeros(0), torch.zeros(3))
     with pytest.raises(ValueError, match="false_positives: expected a number between 0 and 1"):
-        lab.judge_attack(torch.zeros(3), torch.zeros(3), false_positives=0.0)
+        membership.judge_attack(torch.zeros(3), torch.zeros(3), false_positives=0.0)
     with pytest.raises(ValueError, match="members: expected 4 flags of both kinds"):
-        lab.threshold_attack(torch.zeros(4), torch.ones(4, dtype=torch.bool))
+        membership.threshold_attack(torch.zeros(4), torch.ones(4, dtype=torch.bool))
     with pytest.raises(ValueError, match="asked: expected 2 features"):
-        lab.learned_attack(torch.zeros(1, 4, 2), torch.tensor([True, True, False, False]), torch.zeros(1, 3, 5))
+        membership.learned_attack(torch.zeros(1, 4, 2), torch.tensor([True, True, False, False]), torch.zeros(1, 3, 5))

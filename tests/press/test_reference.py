@@ -271,14 +271,14 @@ def test_a_docstring_that_cannot_be_read_fails_the_build(tmp_path):
 def test_a_page_for_all_that_a_change_of_source_changes(tmp_path):
     tree = Tree(tmp_path / "tree")
     reference.write(tree.project, [], tmp_path / "one")
-    file = tree.root / "src/lossbook/methods/contrastive/common.py"
-    file.write_text(file.read_text().replace("Cosines of all pairs, ", "Cosines, "))
+    file = tree.root / "src/lossbook/methods/contrastive/infonce.py"
+    file.write_text(file.read_text().replace("over cosines divided by a temperature", "over tempered cosines"))
     reference.write(tree.project, [], tmp_path / "two")
     pages = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.md")]
     changed = {
         str(path) for path in pages if (tmp_path / "one" / path).read_text() != (tmp_path / "two" / path).read_text()
     }
-    assert changed == {"api/methods/contrastive.md", "api/methods/contrastive/common.md"}
+    assert changed == {"api/methods/contrastive.md", "api/methods/contrastive/infonce.md"}
 
 
 def test_a_project_without_the_library_has_its_commands(tmp_path):

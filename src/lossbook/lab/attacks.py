@@ -147,7 +147,8 @@ def pgd(
     `vmap`, as in the loss of `lab.fit`, pass `start`; no gradient flows to the parameters.
 
     Args:
-        model: a module (put into evaluation mode meanwhile), all runs of a `Fitted`, or a function such as `lab.Model`.
+        model: a module (put into evaluation mode meanwhile), all runs of a `Fitted`, or a function such as
+            `fitting.Model`.
         inputs: `(n, ...)`; of a `Fitted` these are the same for all runs, or `(runs, n, ...)` along with such targets.
         targets: classes `(n,)`; not needed by the loss "kl".
         epsilon: radius of the ball.

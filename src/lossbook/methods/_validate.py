@@ -8,6 +8,7 @@ import math
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 Reduction = Literal["mean", "sum", "none"]
@@ -42,6 +43,42 @@ def shaped(name: str, value: object, shape: str) -> Tensor:
         wanted = f"({letters[0]},)" if len(letters) == 1 else f"({', '.join(letters)})"
         raise ValueError(f"{name}: expected shape {wanted}, no dimension of it 0, got {tuple(value.shape)}")
     return value
+
+
+def paired(
+    queries: Float[Tensor, "n d"], keys: Float[Tensor, "n d"], names: tuple[str, str] = ("queries", "keys")
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
+    """Both sets of embeddings, checked against each other, in at least float32.
+
+    Args:
+        queries, keys: the embeddings.
+        names: what the caller calls them, for the error.
+
+    Raises:
+        ValueError: if they are not floating-point matrices of the same shape, dtype and device, with
+            at least one row and one column.
+    """
+    for name, value in zip(names, (queries, keys), strict=True):
+        shaped(name, value, "n d")
+    for what in ("shape", "dtype", "device"):
+        expected, got = getattr(queries, what), getattr(keys, what)
+        if expected != got:
+            raise ValueError(f"{names[1]}: expected the {what} of {names[0]}, {expected}, got {got}")
+    return floating(names[0], queries), floating(names[1], keys)
+
+
+def logit_pair(
+    logits: Float[Tensor, "n k"],
+    others: Float[Tensor, "n k"],
+    names: tuple[str, str] = ("logits", "adversarial_logits"),
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
+    """Both sets of logits, of the same shape, in at least float32; ValueError in the caller's names."""
+    first, second = (shaped(name, value, "n k") for name, value in zip(names, (logits, others), strict=True))
+    if first.shape != second.shape:
+        raise ValueError(
+            f"{names[1]}: expected the shape of {names[0]}, {tuple(first.shape)}, got {tuple(second.shape)}"
+        )
+    return first, second
 
 
 def indices(name: str, value: object, *shape: int | str) -> None:

@@ -17,9 +17,9 @@ from lossbook.methods.contrastive import (
     conditional_weights,
     contrastive_attraction,
     contrastive_repulsion,
-    cosine_similarity,
     rbf_repulsion,
 )
+from lossbook.methods.similarities import cosine_similarity
 
 
 def stack(v=3, n=6, d=4, *, seed=0, dtype=torch.float64, scale=1.0):

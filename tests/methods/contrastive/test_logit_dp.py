@@ -20,7 +20,8 @@ from lossbook.methods.contrastive import (
     logit_dp_weights,
     pair_gradient_norms,
 )
-from lossbook.methods.contrastive.common import cosine_similarity, info_nce
+from lossbook.methods.contrastive.infonce import info_nce
+from lossbook.methods.similarities import cosine_similarity
 
 INFINITE = 1e12
 

@@ -16,8 +16,8 @@ from lossbook.methods.contrastive import (
     mann_whitney_from_cosines,
     mann_whitney_from_scores,
     mann_whitney_loss,
-    pair_gradients,
 )
+from lossbook.methods.similarities import pair_gradients
 
 
 def batch(n=6, hard=0, d=5, *, seed=0, dtype=torch.float64, scale=1.0):

@@ -11,13 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support import agree, rejects, unhooked
 
+from lossbook.methods.distillation import ard, rslad
 from lossbook.methods.privacy_robustness import (
     Balance,
-    ard,
     b_mtard,
     balance_temperatures,
     balance_weights,
-    rslad,
     start_balance,
     teacher_divergence,
     tempered_entropy,

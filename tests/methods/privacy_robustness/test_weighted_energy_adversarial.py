@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from support import agree, extreme, pair, rejects, unhooked
 
-from lossbook.methods.privacy_robustness.common import kl_divergence, trades
+from lossbook.methods.adversarial import trades
+from lossbook.methods.divergences import kl_divergence
 from lossbook.methods.privacy_robustness.weighted_energy_adversarial import (
     divergence_in_energies,
     energy_weights,

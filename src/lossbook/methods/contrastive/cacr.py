@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossbook.methods._validate import Reduction, floating, number, positive, reduce, shaped
-from lossbook.methods.contrastive.common import by_rows, inner_products, unit
+from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = [
     "cacr",

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, indices, positive, reduce, shaped
-from lossbook.methods.contrastive.common import by_rows, inner_products, paired, unit
+from lossbook.methods._validate import Reduction, floating, indices, paired, positive, reduce, shaped
+from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = ["hard_info_nce", "relative_penalties", "simple_contrastive", "tolerance"]
 

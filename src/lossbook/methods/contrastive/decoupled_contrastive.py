@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, positive, reduce
-from lossbook.methods.contrastive.common import paired, two_view_terms, unit
+from lossbook.methods._validate import Reduction, paired, positive, reduce
+from lossbook.methods.contrastive.infonce import two_view_terms
+from lossbook.methods.similarities import unit
 
 __all__ = ["decoupled_contrastive", "decoupled_contrastive_weighted", "negative_von_mises_fisher_weights"]
 

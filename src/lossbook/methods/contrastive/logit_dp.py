@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from lossbook.methods._validate import floating, number, one_of, positive, shaped, whole
-from lossbook.methods.contrastive.common import cosine_similarity, paired, unit
+from lossbook.methods._validate import floating, number, one_of, paired, positive, shaped, whole
+from lossbook.methods.similarities import cosine_similarity, unit
 
 __all__ = [
     "logit_dp_gradient",

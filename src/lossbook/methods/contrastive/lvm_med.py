@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, indices, positive, reduce, shaped, whole
-from lossbook.methods.contrastive.common import cosine_similarity, inner_products, paired, unit
+from lossbook.methods._validate import Reduction, floating, indices, paired, positive, reduce, shaped, whole
+from lossbook.methods.similarities import cosine_similarity, inner_products, unit
 
 __all__ = [
     "Edges",

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lossbook.methods._validate import Reduction, floating, number, one_of, reduce, shaped
-from lossbook.methods.contrastive.common import inner_products, unit
+from lossbook.methods.similarities import inner_products, unit
 
 __all__ = ["brownian", "centroid_attraction", "centroids", "msbreg", "singular_isotropy"]
 

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lossbook.methods._validate import Reduction, floating, indices, one_of, positive, reduce, shaped
-from lossbook.methods.contrastive.common import by_rows, inner_products, unit
+from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = ["mann_whitney_from_cosines", "mann_whitney_from_scores", "mann_whitney_loss"]
 

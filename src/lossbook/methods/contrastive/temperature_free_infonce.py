@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction
-from lossbook.methods.contrastive.common import cosine_similarity, diagonal_cross_entropy, paired
+from lossbook.methods._validate import Reduction, paired
+from lossbook.methods.contrastive.infonce import diagonal_cross_entropy
+from lossbook.methods.similarities import cosine_similarity
 
 __all__ = ["log_odds", "temperature_free_info_nce"]
 

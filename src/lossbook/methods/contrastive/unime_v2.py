@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lossbook.methods._validate import Reduction, floating, indices, number, one_of, positive, reduce, shaped, whole
-from lossbook.methods.contrastive.common import unit
+from lossbook.methods.similarities import unit
 
 __all__ = [
     "MinedNegatives",

@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, number, one_of, positive, reduce, shaped, whole
-from lossbook.methods.privacy_robustness.common import logit_pair
+from lossbook.methods._validate import Reduction, logit_pair, number, one_of, positive, reduce, shaped, whole
 
 __all__ = [
     "Balance",

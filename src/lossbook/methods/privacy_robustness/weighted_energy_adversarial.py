@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, indices, number, one_of, reduce, shaped
-from lossbook.methods.privacy_robustness.common import kl_divergence, logit_pair
+from lossbook.methods._validate import Reduction, indices, logit_pair, number, one_of, reduce, shaped
+from lossbook.methods.divergences import kl_divergence
 
 __all__ = ["divergence_in_energies", "energy_weights", "joint_energy", "marginal_energy", "weat"]
 

@@ -1,70 +1,13 @@
-"""What several papers of the part share."""
+"""Adversarial distillation: a student learns from a robust teacher what to say under attack."""
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, indices, number, positive, reduce, shaped
+from lossbook.methods._validate import Reduction, indices, logit_pair, number, positive, reduce
+from lossbook.methods.divergences import kl_divergence
 
-__all__ = ["ard", "kl_divergence", "rslad", "trades"]
-
-
-def kl_divergence(
-    logits: Float[Tensor, "n k"], others: Float[Tensor, "n k"], *, reduction: Reduction = "mean"
-) -> Float[Tensor, "*n"]:
-    r"""Kullback-Leibler divergence between the predictions that two sets of logits stand for.
-
-    $$\mathrm{KL}(p\|q)=\sum_kp_k(\log p_k-\log q_k),\qquad p=\mathrm{softmax}(z),\;q=\mathrm{softmax}(z')$$
-
-    The gradient flows to both.
-
-    Args:
-        logits: $z$; float16 and bfloat16 are computed in float32.
-        others: $z'$, of the same shape.
-        reduction: "mean", "sum", or "none" for the `n` divergences.
-
-    Returns:
-        The divergence in nats, at least 0 up to rounding.
-
-    Raises:
-        ValueError: for shapes or dtypes other than these.
-    """
-    log_p, log_q = (value.log_softmax(-1) for value in logit_pair(logits, others, ("logits", "others")))
-    return reduce((log_p.exp() * (log_p - log_q)).sum(-1), reduction)
-
-
-def trades(
-    logits: Float[Tensor, "n k"],
-    adversarial_logits: Float[Tensor, "n k"],
-    targets: Int[Tensor, " n"],
-    *,
-    weight: float | Float[Tensor, ""] = 6.0,
-    reduction: Reduction = "mean",
-) -> Float[Tensor, "*n"]:
-    r"""TRADES: cross-entropy on clean inputs, and the divergence of the prediction under attack from the clean one.
-
-    $$\ell=\mathrm{CE}(f(x),y)+\beta\,\mathrm{KL}(p(\cdot|x)\|p(\cdot|x^*))$$
-
-    The adversarial input $x^*$ is found by raising the same divergence within a ball around $x$.
-
-    Args:
-        logits: $f(x)$, of clean inputs; float16 and bfloat16 are computed in float32.
-        adversarial_logits: $f(x^*)$.
-        targets: true classes, $0$ to $k-1$.
-        weight: $\beta\ge0$, a number or a tensor without dimensions.
-        reduction: "mean", "sum", or "none" for the `n` losses.
-
-    Raises:
-        ValueError: for shapes, dtypes or a weight other than these.
-
-    Source:
-        Zhang et al. (2019), arXiv:1901.08573, equation 5; the default weight is that of the authors' code.
-    """
-    number("weight", weight, least=0.0)
-    logits, adversarial_logits = logit_pair(logits, adversarial_logits)
-    indices("targets", targets, len(logits))
-    clean = F.cross_entropy(logits, targets, reduction="none")
-    return reduce(clean + weight * kl_divergence(logits, adversarial_logits, reduction="none"), reduction)
+__all__ = ["ard", "rslad"]
 
 
 def ard(
@@ -147,17 +90,3 @@ def rslad(
         kl_divergence(teacher_logits, student, reduction="none") for student in (logits, adversarial_logits)
     )
     return reduce((1 - weight) * clean + weight * attacked, reduction)
-
-
-def logit_pair(
-    logits: Float[Tensor, "n k"],
-    others: Float[Tensor, "n k"],
-    names: tuple[str, str] = ("logits", "adversarial_logits"),
-) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """Both sets of logits, of the same shape, in at least float32; ValueError in the caller's names."""
-    first, second = (shaped(name, value, "n k") for name, value in zip(names, (logits, others), strict=True))
-    if first.shape != second.shape:
-        raise ValueError(
-            f"{names[1]}: expected the shape of {names[0]}, {tuple(first.shape)}, got {tuple(second.shape)}"
-        )
-    return first, second

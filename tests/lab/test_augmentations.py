@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from lossbook import lab
-from lossbook.lab.views import permuted, shifted
+from lossbook.lab import augmentations
+from lossbook.lab.augmentations import permuted, shifted
 
 
 def drawn(views, seed=0):
@@ -32,7 +34,9 @@ SIGNALS = {"inputs": torch.randn(4, 2, 30), "index": torch.arange(4)}
 
 
 @pytest.mark.parametrize(
-    ("kind", "batch"), [(lab.Views, PICTURES), (lab.SignalViews, SIGNALS)], ids=["pictures", "signals"]
+    ("kind", "batch"),
+    [(augmentations.Views, PICTURES), (augmentations.SignalViews, SIGNALS)],
+    ids=["pictures", "signals"],
 )
 def test_two_views_by_name_or_any_number_stacked(kind, batch):
     shape = tuple(batch["inputs"].shape)
@@ -50,8 +54,8 @@ def test_two_views_by_name_or_any_number_stacked(kind, batch):
 @pytest.mark.parametrize(
     ("views", "batch"),
     [
-        (lab.Views((4, 1, 8, 8), number=3), PICTURES),
-        (lab.SignalViews((4, 2, 30), segments=4), SIGNALS),
+        (augmentations.Views((4, 1, 8, 8), number=3), PICTURES),
+        (augmentations.SignalViews((4, 2, 30), segments=4), SIGNALS),
     ],
     ids=["pictures", "signals"],
 )
@@ -64,12 +68,12 @@ def test_mapped_is_one_by_one(views, batch):
 
 
 def test_signals_without_change_and_their_noise():
-    still = lab.SignalViews((4, 2, 30), scale=0, noise=0)
+    still = augmentations.SignalViews((4, 2, 30), scale=0, noise=0)
     assert torch.equal(still.apply(SIGNALS | drawn(still))["first"], SIGNALS["inputs"])
-    loud = lab.SignalViews((2000, 1, 8), scale=0.5, noise=0.2)
+    loud = augmentations.SignalViews((2000, 1, 8), scale=0.5, noise=0.2)
     seen = loud.apply({"inputs": torch.zeros(2000, 1, 8)} | drawn(loud))["first"]
     assert seen.std().item() == pytest.approx(0.2, rel=0.05)
-    tall = lab.SignalViews((2000, 1, 8), scale=0.5, noise=0)
+    tall = augmentations.SignalViews((2000, 1, 8), scale=0.5, noise=0)
     factors = tall.apply({"inputs": torch.ones(2000, 1, 8)} | drawn(tall))["first"]
     assert (factors == factors[..., :1]).all() and factors.std().item() == pytest.approx(0.5, rel=0.1)
 
@@ -77,8 +81,8 @@ def test_signals_without_change_and_their_noise():
 @pytest.mark.parametrize(
     ("views", "inputs"),
     [
-        (lab.Views((2, 1, 8, 8), shift=2), torch.rand(5, 1, 8, 8)),
-        (lab.SignalViews((2, 3, 16), segments=4), torch.rand(5, 3, 16)),
+        (augmentations.Views((2, 1, 8, 8), shift=2), torch.rand(5, 1, 8, 8)),
+        (augmentations.SignalViews((2, 3, 16), segments=4), torch.rand(5, 3, 16)),
     ],
     ids=["pictures", "signals"],
 )
@@ -89,3 +93,28 @@ def test_once_is_one_step_for_any_number_of_inputs(views, inputs):
     step = wider.apply({"inputs": inputs, **{name: value[0] for name, value in drawn.items()}})
     assert seen.keys() == step.keys() == {"first", "second"}
     assert all(torch.equal(seen[name], step[name]) for name in seen)
+
+
+@given(rows=st.integers(-2, 2), columns=st.integers(-2, 2), seed=st.integers(0, 9))
+def test_shift_is_a_roll_with_black_edges(rows, columns, seed):
+    image = torch.rand(1, 2, 5, 6, generator=torch.Generator().manual_seed(seed))
+    expected = torch.zeros_like(image)
+    for row in range(5):
+        for column in range(6):
+            if 0 <= row - rows < 5 and 0 <= column - columns < 6:
+                expected[..., row, column] = image[..., row - rows, column - columns]
+    assert torch.equal(shifted(image, torch.tensor([[rows, columns]]), 2), expected)
+
+
+def test_views_have_the_noise_and_the_share_of_lost_pixels_that_they_say():
+    views = augmentations.Views((50, 1, 8, 8), shift=1, noise=0.3, drop=0.2)
+    drawn = views.draw(torch.Generator().manual_seed(0), 20)
+    assert drawn["offsets"].unique().tolist() == [-1, 0, 1]
+    assert drawn["grain"].std().item() == pytest.approx(0.3, rel=0.02)
+    assert drawn["kept"].double().mean().item() == pytest.approx(0.8, abs=0.005)
+    step = {name: value[0] for name, value in drawn.items()}
+    batch = views.apply({"inputs": torch.ones(50, 1, 8, 8), "targets": torch.arange(50), **step})
+    assert set(batch) == {"first", "second", "targets"}
+    assert not torch.equal(batch["first"], batch["second"])
+    inner = batch["first"][..., 2:-2, 2:-2]
+    assert inner[inner != 0].mean().item() == pytest.approx(1, abs=0.03)

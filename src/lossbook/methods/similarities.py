@@ -1,0 +1,86 @@
+r"""Similarities of embeddings: unit vectors, inner products, cosines, and losses of a matrix of them row by row.
+
+What losses over pairs are made of, in whatever part they stand. Directions do not depend on scale, products are never
+taken in the half precision of autocast.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from lossbook.methods._validate import whole
+
+__all__ = ["by_rows", "cosine_similarity", "inner_products", "pair_gradients", "unit"]
+
+
+def unit(embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
+    r"""Rows of length one, $x/\lVert x\rVert_2$, whatever their scale; a row of zeros stays zero.
+
+    The row is first divided by its largest entry. The direction does not depend on scale, so this
+    constant needs no gradient; it keeps the squares from overflowing or vanishing.
+    """
+    largest = embeddings.detach().abs().amax(-1, keepdim=True)
+    scaled = embeddings / torch.where(largest == 0, 1, largest)
+    norm = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / torch.where(norm == 0, 1, norm)
+
+
+def inner_products(queries: Float[Tensor, "*b m d"], keys: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b m n"]:
+    """Inner products, never in the half precision of autocast."""
+    with torch.autocast(queries.device.type, enabled=False):
+        return queries @ keys.mT
+
+
+def cosine_similarity(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+    r"""Cosines of all pairs, $c_{ij}=q_i^\top k_j/(\lVert q_i\rVert\lVert k_j\rVert)$.
+
+    Rounding may leave $[-1,1]$ by an ulp, a matrix product in TensorFloat-32 by far more. Autocast is
+    switched off inside.
+    """
+    return inner_products(unit(queries), unit(keys))
+
+
+def by_rows(
+    losses: Callable[[Float[Tensor, "m d"], Int[Tensor, " m"]], Float[Tensor, "m *k"]],
+    queries: Float[Tensor, "n d"],
+    rows: int | None,
+) -> Float[Tensor, "n *k"]:
+    r"""What a function gives for each query, computed for this many queries at a time, and again in the backward pass.
+
+    A loss whose term $i$ needs row $i$ of a matrix of similarities, and no other, then never holds more than
+    `rows` rows: its memory grows like $n$ and not like $n^2$. Value and gradient are those of one call with all
+    queries, up to rounding; the price is one more forward pass. Not under torch.func if there is more than one block.
+
+    Args:
+        losses: `losses(queries, index)` for some of the queries and their row numbers. It may use other tensors, such
+            as the keys or a temperature; gradients reach them.
+        queries: rows.
+        rows: how many at a time; None for all at once.
+
+    Raises:
+        ValueError: if `rows` is not a positive whole number.
+    """
+    if rows is not None:
+        whole("rows", rows)
+    index = torch.arange(len(queries), device=queries.device)
+    if rows is None or rows >= len(queries):
+        return losses(queries, index)
+    blocks = zip(queries.split(rows), index.split(rows), strict=True)
+    return torch.cat([checkpoint(losses, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks])
+
+
+def pair_gradients(
+    loss: Callable[[Float[Tensor, "n m"]], Float[Tensor, ""]], similarities: Float[Tensor, "n m"]
+) -> Float[Tensor, "n m"]:
+    r"""Gradient of a loss by the similarity of each pair, $\partial\mathcal L/\partial s_{ij}$.
+
+    A pair whose entry is negative is pulled together, one whose entry is positive pushed apart.
+
+    Args:
+        loss: of a matrix of similarities, such as `lambda s: diagonal_cross_entropy(s / 0.1, reduction="sum")`.
+        similarities: where the gradient is taken.
+    """
+    return torch.func.grad(loss)(similarities)
