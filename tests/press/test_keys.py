@@ -250,7 +250,7 @@ EDITS = {
     "default": ("lab/fitting.py", "clip_norm: float | None = None", "clip_norm: float | None = 1.0", names("fit"), names("learned_attack", "fit_decoders", "attack_auc", "judge_attack")),
     "constant": ("lab/fitting.py", "NOISE_STEPS = 16", "NOISE_STEPS = 32", names("fit"), names("learned_attack", "fit_decoders", "attack_auc", "judge_attack")),
     "decorator": ("lab/statistics.py", "def paired(", "import functools\n@functools.cache\ndef paired(", names(r"lab\.paired"), none),
-    "base class": ("lab/augmentations.py", "class _Drawn:", "class _Drawn(dict):", names("Views", "SignalViews"), none),
+    "base class": ("lab/augmentations.py", "class _Drawn(ABC):", "class _Drawn(ABC, dict):", names("Views", "SignalViews"), none),
     "statement on import": ("lab/fitting.py", "NOISE_STEPS = 16", "torch.set_num_threads(2)\nNOISE_STEPS = 16", every, none),
     "method of one paper": ("methods/layers/ideal_group_number.py", "def group_norm_gain(", "def group_norm_gain(more, ", names("group_norm_gain"), names("ideal_group_number")),
 }  # fmt: skip

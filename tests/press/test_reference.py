@@ -281,6 +281,26 @@ def test_a_page_for_all_that_a_change_of_source_changes(tmp_path):
     assert changed == {"api/methods/contrastive.md", "api/methods/contrastive/infonce.md"}
 
 
+def test_the_bench_has_a_page_and_one_for_each_topic(tmp_path):
+    import lossbook.lab
+
+    tree = Tree(tmp_path / "tree")
+    reference.write(tree.project, [], tmp_path / "made")
+    found = reference.Library.of(tree.project)
+    flat = {name.path.removeprefix("lossbook.lab.") for module in found.lab for name in module.names}
+    assert {*lossbook.lab.__all__} <= flat and "fitting.Fitted" in flat
+    assert not {module.stem for module in found.lab} & {module.stem for module in found.topics}
+    page = (tmp_path / "made/api/lab.md").read_text()
+    assert "autofunction:: lossbook.lab.fit\n" in page and "pgd" not in page
+    for module in found.topics:
+        assert f"(lab/{module.stem}.md)" in page
+        topic = (tmp_path / f"made/{module.page}.md").read_text()
+        assert f"from lossbook.lab import {module.stem}" in topic
+        assert all(f":: {module.name}.{name.name}\n" in topic + "\n" for name in module.names)
+    bench = next(part for part in reference.chapter(tree.project)["sections"] if part["file"] == "api/lab")
+    assert [each["title"] for each in bench["sections"]] == [module.stem for module in found.topics]
+
+
 def test_a_project_without_the_library_has_its_commands(tmp_path):
     (tmp_path / "notebooks").mkdir()
     project = Project(tmp_path, tmp_path / "_build")

@@ -541,8 +541,8 @@ def _attack(model: Attackable, inputs: Tensor, targets: Tensor | None) -> Iterat
         with torch.no_grad():
             inputs = inputs.detach()
             if targets is None:
-                logits = call(inputs)
-                targets = logits.argmax(-1)
+                targets = call(inputs).argmax(-1)
+            assert targets is not None
             yield _Aim(call, inputs, targets.to(inputs.device), targets.ndim, home)
     finally:
         for module, training in modes.items():

@@ -1,5 +1,6 @@
 """Random views of pictures and signals, drawn apart from being applied, so that stacked runs can share one call."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -59,8 +60,17 @@ def _seen(views: list[Tensor], batch: Mapping[str, Tensor], drawn: tuple[str, ..
     return {**named, **rest}
 
 
-class _Drawn:
+@dataclass(frozen=True)
+class _Drawn(ABC):
     """What views of pictures and of signals have in common."""
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator, steps: int) -> dict[str, Tensor]:
+        """All that is random in this many steps; the `noise` of `lab.fit`."""
+
+    @abstractmethod
+    def apply(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Views of `inputs`, given what `draw` drew; the `transform` of `lab.fit`. What else is in the batch stays."""
 
     def once(self, inputs: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Views of these inputs, however many, drawn once: outside training, where every run sees the same."""

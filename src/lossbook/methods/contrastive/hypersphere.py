@@ -53,7 +53,7 @@ def uniformity(embeddings: Float[Tensor, "n d"], *, scale: float = 2.0, rows: in
         raise ValueError(f"embeddings: expected at least two rows, got {n}")
     embeddings = unit(embeddings)
 
-    def potentials(some, index):
+    def potentials(some: Tensor, index: Tensor) -> Tensor:
         exponents = 2 * scale * (inner_products(some, embeddings) - 1)
         own = index[:, None] == torch.arange(n, device=index.device)
         return torch.logsumexp(exponents.masked_fill(own, -math.inf), 1)

@@ -70,15 +70,15 @@ def info_nce(
         indices("groups", groups, len(queries))
     queries, keys = unit(queries), unit(keys)
 
-    def logits(some, others, index):
+    def logits(some: Tensor, others: Tensor, index: Tensor) -> Tensor:
         entries = inner_products(some, others) / temperature
         if groups is None:
             return entries
         other = index[:, None] != torch.arange(len(others), device=index.device)
         return entries.masked_fill(other & (groups[index][:, None] == groups), -math.inf)
 
-    def one_way(queries, keys):
-        def losses(some, index):
+    def one_way(queries: Tensor, keys: Tensor) -> Tensor:
+        def losses(some: Tensor, index: Tensor) -> Tensor:
             entries = logits(some, keys, index)
             return torch.logsumexp(entries, 1) - entries.gather(1, index[:, None])[:, 0]
 
@@ -120,7 +120,7 @@ def two_view_terms(
     views = torch.cat([first, second])
     n = len(first)
 
-    def terms(some, index):
+    def terms(some: Tensor, index: Tensor) -> Tensor:
         logits = inner_products(some, views) / temperature
         partner = (index + n) % (2 * n)
         pull = logits.gather(1, partner[:, None])[:, 0]
@@ -128,7 +128,8 @@ def two_view_terms(
         push = torch.logsumexp(logits.masked_fill(image == index[:, None] % n, -math.inf), 1)
         return torch.stack([pull, push], 1)
 
-    return by_rows(terms, views, rows).unbind(1)
+    pull, push = by_rows(terms, views, rows).unbind(1)
+    return pull, push
 
 
 def nt_xent(

@@ -48,10 +48,8 @@ class Module:
 
     @property
     def page(self) -> str:
-        """Its place in the site, without ending."""
-        if self.name.startswith(f"{METHODS}."):
-            return "api/" + self.name.removeprefix("lossbook.").replace(".", "/")
-        return "api/lab"
+        """Its place in the site, without ending, if it has a page of its own."""
+        return "api/" + self.name.removeprefix("lossbook.").replace(".", "/")
 
     @classmethod
     def read(cls, name: str, file: Path, package: str, shown: Iterable[str] | None = None) -> "Module":
@@ -74,11 +72,19 @@ class Module:
 
 @dataclass(frozen=True)
 class Library:
-    """The public part of the library: `methods` by part, then what parts share, then `lab`."""
+    """The public part of the library.
+
+    Attributes:
+        parts: of `methods`, the modules of each part.
+        shared: what several parts need, modules beside them.
+        lab: modules of the bench from which it exports names.
+        topics: modules of the bench that a page imports by name.
+    """
 
     parts: dict[str, tuple[Module, ...]]
     shared: tuple[Module, ...]
     lab: tuple[Module, ...]
+    topics: tuple[Module, ...]
 
     @classmethod
     def of(cls, project: Project) -> "Library":
@@ -96,19 +102,15 @@ class Library:
         )
         init = source / "lab" / "__init__.py"
         shown = _exported(ast.parse(init.read_text(encoding="utf-8")), init) if init.is_file() else []
-        # What the lab exports may be defined a folder below.
-        below = (
-            Module.read(f"{LAB}.{file.parent.name}.{file.stem}", file, LAB, shown)
-            for file in sorted((source / "lab").glob("*/[!_]*.py"))
-        )
-        lab = [module for module in _modules(source / "lab", LAB, shown) if module.names]
-        lab += [module for module in below if {name.name for name in module.names} & {*shown}]
-        return cls(parts, tuple(shared), tuple(lab))
+        bench = [module for module in _modules(source / "lab", LAB, shown) if module.names]
+        flat = [module for module in bench if {name.name for name in module.names} & {*shown}]
+        return cls(parts, tuple(shared), tuple(flat), tuple(module for module in bench if module not in flat))
 
     def __iter__(self) -> Iterator[Module]:
         yield from (module for modules in self.parts.values() for module in modules)
         yield from self.shared
         yield from self.lab
+        yield from self.topics
 
 
 def _modules(folder: Path, package: str, shown: Iterable[str] | None = None) -> Iterator[Module]:

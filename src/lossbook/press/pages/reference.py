@@ -28,8 +28,10 @@ def chapter(project: Project) -> dict[str, Any]:
         }
         for part, modules in library.parts.items()
     ]
-    shared = [{"file": each.page, "title": each.stem} for each in library.shared]
-    lab = [{"file": "api/lab"}] if library.lab else []
+    shared, topics = (
+        [{"file": each.page, "title": each.stem} for each in modules] for modules in (library.shared, library.topics)
+    )
+    lab = [{"file": "api/lab", **({"sections": topics} if topics else {})}] if library.lab else []
     return {"file": "api/index", "sections": [*parts, *shared, *lab, {"file": command_line.PAGE}]}
 
 
@@ -44,9 +46,9 @@ def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
     for part, modules in library.parts.items():
         made[f"api/methods/{part}"] = _part(project, part, modules)
         made |= {module.page: _method(project, part, module, pages) for module in modules}
-    made |= {module.page: _shared(project, module, pages) for module in library.shared}
+    made |= {module.page: _by_name(module, pages) for module in (*library.shared, *library.topics)}
     if library.lab:
-        made["api/lab"] = _lab(project, library.lab)
+        made["api/lab"] = _lab(project, library)
     for place, text in made.items():
         write_page(folder, place, text)
 
@@ -72,8 +74,7 @@ def _index(project: Project, library: Library) -> str:
             ),
         ]
     if library.shared:
-        rows = [(f"[{plain(each.stem)}](methods/{each.stem}.md)", _links([each])) for each in library.shared]
-        blocks += ["Parts share:", _table("Module", "Names", rows)]
+        blocks += ["Parts share:", _table("Module", "Names", _rows(library.shared, "methods"))]
     if library.lab:
         blocks += [
             "## Bench",
@@ -82,6 +83,8 @@ def _index(project: Project, library: Library) -> str:
                 "Module", "Names", [(f"{{py:mod}}`{each.stem} <{each.name}>`", _links([each])) for each in library.lab]
             ),
         ]
+    if library.topics:
+        blocks += ["Topics, which a page imports by name:", _table("Module", "Names", _rows(library.topics, "lab"))]
     if library.parts or library.lab:
         source = "<a href='../_modules/index.html'>source of every module</a>"
         blocks.append(f"{{ref}}`All names in alphabetical order <genindex>`; the {source}.")
@@ -98,6 +101,11 @@ def _example(library: Library) -> str:
 
 def _links(modules: Iterable[Module]) -> str:
     return ", ".join(name.link for module in modules for name in module.names)
+
+
+def _rows(modules: Iterable[Module], folder: str) -> list[tuple[str, str]]:
+    """Modules with a page of their own, and their names."""
+    return [(f"[{plain(each.stem)}]({folder}/{each.stem}.md)", _links([each])) for each in modules]
 
 
 def _table(left: str, right: str, rows: Iterable[tuple[str, str]]) -> str:
@@ -168,15 +176,15 @@ def _method(project: Project, part: str, module: Module, pages: Sequence[Page]) 
     return "\n\n".join(blocks)
 
 
-def _shared(project: Project, module: Module, pages: Sequence[Page]) -> str:
-    """What several parts share: a module of its own, in which its names are."""
+def _by_name(module: Module, pages: Sequence[Page]) -> str:
+    """A module that is imported by its name: what several parts share, or a topic of the bench."""
     return "\n\n".join(
         [
             f"# {plain(module.stem)}",
             _version([module.file]),
             _module_directive(module.name),
             *_pages("Used in", _users(module, pages)),
-            fence(f"from {METHODS} import {module.stem}", "python"),
+            fence(f"from {module.name.rpartition('.')[0]} import {module.stem}", "python"),
             _entries(module.name, module.names),
         ]
     )
@@ -201,9 +209,12 @@ def _import(package: str, names: Sequence[Name]) -> str:
     return fence(line, "python")
 
 
-def _lab(project: Project, modules: Sequence[Module]) -> str:
-    files = [project.root / SOURCE / "lab" / "__init__.py", *(module.file for module in modules)]
+def _lab(project: Project, library: Library) -> str:
+    files = [project.root / SOURCE / "lab" / "__init__.py", *(module.file for module in library.lab)]
     blocks = ["# Bench", _version(files), _module_directive(LAB), fence("from lossbook import lab", "python")]
-    for module in modules:
+    if library.topics:
+        topics = "\n\n".join(f"[{plain(each.stem)}](lab/{each.stem}.md)\n: {each.summary}" for each in library.topics)
+        blocks += ["Topics are modules that a page imports by name:", topics]
+    for module in library.lab:
         blocks += [f"## {plain(module.stem)}", _module_directive(module.name), _entries(LAB, module.names)]
     return "\n\n".join(blocks)
