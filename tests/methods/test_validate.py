@@ -6,7 +6,7 @@ import pytest
 import torch
 from support import annotations_unchecked, rejects
 
-from lossbook.methods._validate import indices, number, one_of, shaped, whole
+from lossbook.methods._validate import alike, indices, number, one_of, shaped, whole
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,12 @@ def test_numbers_within_limits(value):
             number("x", good, 0.0, 1.0)
     assert "from 0 to 1" in rejects(number, "x", value, 0.0, 1.0, names="x")
     rejects(number, "x", torch.ones(2), names="x")
+
+
+def test_what_is_alike_in_what_is_asked_about():
+    one, other = torch.ones(3, 2), torch.ones(3, 2, dtype=torch.float64)
+    alike("y", other, "x", one, "shape", "device")
+    assert rejects(alike, "y", other, "x", one, "shape", "dtype", names="y") == (
+        "y: expected the dtype of x, torch.float32, got torch.float64"
+    )
+    assert "the shape of x, (3, 2), got (2, 3)" in rejects(alike, "y", one.mT, "x", one, "shape", names="y")

@@ -45,6 +45,16 @@ def shaped(name: str, value: object, shape: str) -> Tensor:
     return value
 
 
+def alike(name: str, value: Tensor, other: str, reference: Tensor, *attributes: str) -> None:
+    """ValueError unless shape, dtype or device (whichever are named) of a tensor are those of the other."""
+    for attribute in attributes:
+        expected, got = (getattr(each, attribute) for each in (reference, value))
+        if expected != got:
+            if attribute == "shape":
+                expected, got = tuple(expected), tuple(got)
+            raise ValueError(f"{name}: expected the {attribute} of {other}, {expected}, got {got}")
+
+
 def paired(
     queries: Float[Tensor, "n d"], keys: Float[Tensor, "n d"], names: tuple[str, str] = ("queries", "keys")
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n d"]]:
@@ -60,10 +70,7 @@ def paired(
     """
     for name, value in zip(names, (queries, keys), strict=True):
         shaped(name, value, "n d")
-    for what in ("shape", "dtype", "device"):
-        expected, got = getattr(queries, what), getattr(keys, what)
-        if expected != got:
-            raise ValueError(f"{names[1]}: expected the {what} of {names[0]}, {expected}, got {got}")
+    alike(names[1], keys, names[0], queries, "shape", "dtype", "device")
     return floating(names[0], queries), floating(names[1], keys)
 
 
@@ -74,10 +81,7 @@ def logit_pair(
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
     """Both sets of logits, of the same shape, in at least float32; ValueError in the caller's names."""
     first, second = (shaped(name, value, "n k") for name, value in zip(names, (logits, others), strict=True))
-    if first.shape != second.shape:
-        raise ValueError(
-            f"{names[1]}: expected the shape of {names[0]}, {tuple(first.shape)}, got {tuple(second.shape)}"
-        )
+    alike(names[1], second, names[0], first, "shape")
     return first, second
 
 

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, indices, one_of, positive, reduce, shaped, whole
+from lossbook.methods._validate import Reduction, alike, floating, indices, one_of, positive, reduce, shaped, whole
 
 __all__ = [
     "LossStatistics",
@@ -224,8 +224,7 @@ def pair_weights(
     one_of("form", form, *FORMS)
     losses = shaped("losses", losses, "n").detach()
     averages = shaped("averages", averages, "n")
-    if averages.shape != losses.shape:
-        raise ValueError(f"averages: expected the shape of losses, {tuple(losses.shape)}, got {tuple(averages.shape)}")
+    alike("averages", averages, "losses", losses, "shape")
     noisy, faulty = bad_pairs(averages, statistics, noisy_cut=noisy_cut, faulty_cut=faulty_cut)
     if form == "drop":
         weights = torch.zeros_like(losses)

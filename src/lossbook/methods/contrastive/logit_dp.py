@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from lossbook.methods._validate import floating, number, one_of, paired, positive, shaped, whole
+from lossbook.methods._validate import alike, floating, number, one_of, paired, positive, shaped, whole
 from lossbook.methods.similarities import cosine_similarity, unit
 
 __all__ = [
@@ -174,8 +174,7 @@ def logit_dp_weights(
     weights = weights / temperature
     if norms is None:
         return weights
-    if norms.shape != logits.shape:
-        raise ValueError(f"norms: expected the shape of similarities, {tuple(logits.shape)}, got {tuple(norms.shape)}")
+    alike("norms", norms, "similarities", logits, "shape")
     clip = torch.as_tensor(clip, dtype=logits.dtype, device=logits.device)
     return weights * (clip / torch.maximum(floating("norms", norms), clip))
 
@@ -281,8 +280,7 @@ def pair_gradient_norms(
         >>> pair_gradient_norms(encoder, parameters, first, second).shape
         torch.Size([3, 3])
     """
-    if first.shape != second.shape:
-        raise ValueError(f"second: expected the shape of first, {tuple(first.shape)}, got {tuple(second.shape)}")
+    alike("second", second, "first", first, "shape")
     if rows is not None:
         whole("rows", rows)
     one_of("route", route, "auto", "linear", "jacobian")

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, number, one_of, reduce, shaped
+from lossbook.methods._validate import Reduction, alike, floating, number, one_of, reduce, shaped
 from lossbook.methods.similarities import inner_products, unit
 
 __all__ = ["brownian", "centroid_attraction", "centroids", "msbreg", "singular_isotropy"]
@@ -212,7 +212,4 @@ def _like(value: Tensor, name: str, views: Tensor) -> None:
     if value.shape[-2:] != views.shape[-2:]:
         wanted = ", ".join(map(str, views.shape[-2:]))
         raise ValueError(f"{name}: expected shape (..., {wanted}) as the views have, got {tuple(value.shape)}")
-    for what in ("dtype", "device"):
-        expected, got = getattr(views, what), getattr(value, what)
-        if expected != got:
-            raise ValueError(f"{name}: expected the {what} of views, {expected}, got {got}")
+    alike(name, value, "views", views, "dtype", "device")

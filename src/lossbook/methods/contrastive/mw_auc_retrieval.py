@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, indices, one_of, positive, reduce, shaped
+from lossbook.methods._validate import Reduction, alike, floating, indices, one_of, positive, reduce, shaped
 from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = ["mann_whitney_from_cosines", "mann_whitney_from_scores", "mann_whitney_loss"]
@@ -178,10 +178,7 @@ def mann_whitney_loss(
     n, d = queries.shape
     if passages.shape[1] != d or len(passages) < n:
         raise ValueError(f"passages: expected at least {n} rows of {d} numbers, got shape {tuple(passages.shape)}")
-    for what in ("dtype", "device"):
-        expected, got = getattr(queries, what), getattr(passages, what)
-        if expected != got:
-            raise ValueError(f"passages: expected the {what} of queries, {expected}, got {got}")
+    alike("passages", passages, "queries", queries, "dtype", "device")
     return mann_whitney_from_cosines(
         inner_products(*map(unit, values)),
         temperature=temperature,

@@ -8,7 +8,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, indices, number, one_of, positive, reduce, shaped, whole
+from lossbook.methods._validate import (
+    Reduction,
+    alike,
+    floating,
+    indices,
+    number,
+    one_of,
+    positive,
+    reduce,
+    shaped,
+    whole,
+)
 from lossbook.methods.similarities import unit
 
 __all__ = [
@@ -329,6 +340,5 @@ def reranker_loss(
 
 def _alike(name: str, value: object, other: str, second: object) -> tuple[Tensor, Tensor]:
     value, second = floating(name, value), floating(other, second)
-    if second.shape != value.shape:
-        raise ValueError(f"{other}: expected the shape of {name}, {tuple(value.shape)}, got {tuple(second.shape)}")
+    alike(other, second, name, value, "shape")
     return value, second

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lossbook.methods._validate import floating, number, positive, whole
+from lossbook.methods._validate import alike, floating, number, positive, whole
 
 __all__ = [
     "conv_group_norm_gain",
@@ -329,8 +329,7 @@ def group_norm_backward(
     y, delta = floating("inputs", inputs), floating("grad_output", grad_output)
     if y.ndim < 2:
         raise ValueError(f"inputs: expected shape (n, c, ...), got {tuple(y.shape)}")
-    if delta.shape != y.shape:
-        raise ValueError(f"grad_output: expected the shape {tuple(y.shape)} of inputs, got {tuple(delta.shape)}")
+    alike("grad_output", delta, "inputs", y, "shape")
     channels = y.shape[1]
     whole("num_groups", num_groups)
     if channels % num_groups:

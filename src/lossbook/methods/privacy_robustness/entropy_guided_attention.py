@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lossbook.methods._validate import floating, number, one_of, shaped, whole
+from lossbook.methods._validate import alike, floating, number, one_of, shaped, whole
 
 __all__ = [
     "SpectralNormalisation",
@@ -54,8 +54,7 @@ def causal_attention(
     query, key = floating("query", query), floating("key", key)
     if query.ndim < 3 or 0 in query.shape:
         raise ValueError(f"query: expected shape (..., heads, t, d), no dimension of it 0, got {tuple(query.shape)}")
-    if key.shape != query.shape:
-        raise ValueError(f"key: expected the shape of query, {tuple(query.shape)}, got {tuple(key.shape)}")
+    alike("key", key, "query", query, "shape")
     logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if temperature is not None:
         temperature = floating("temperature", temperature)

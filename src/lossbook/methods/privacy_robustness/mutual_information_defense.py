@@ -16,7 +16,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from lossbook.methods._validate import Reduction, floating, indices, number, one_of, positive, reduce, shaped, whole
+from lossbook.methods._validate import (
+    Reduction,
+    alike,
+    floating,
+    indices,
+    number,
+    one_of,
+    positive,
+    reduce,
+    shaped,
+    whole,
+)
 
 __all__ = [
     "MIDTree",
@@ -112,8 +123,7 @@ def bottleneck_sample(
     number("shift", shift)
     if noise is None:
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-    elif noise.shape != mean.shape:
-        raise ValueError(f"noise: expected the shape of mean, {tuple(mean.shape)}, got {tuple(noise.shape)}")
+    alike("noise", noise, "mean", mean, "shape")
     return mean + F.softplus(rho - shift) * floating("noise", noise)
 
 
@@ -532,8 +542,7 @@ def inversion_bound(
 
 def _codes(mean: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
     mean, rho = shaped("mean", mean, "n k"), shaped("rho", rho, "n k")
-    if mean.shape != rho.shape:
-        raise ValueError(f"rho: expected the shape of mean, {tuple(mean.shape)}, got {tuple(rho.shape)}")
+    alike("rho", rho, "mean", mean, "shape")
     return mean, rho
 
 
