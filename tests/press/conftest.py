@@ -1,5 +1,6 @@
 """Made-up projects, small enough that everything can happen to them."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -8,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
+import starter
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,10 +59,20 @@ entry(kind="claim", id="c1", statement="Fast.", criterion="above 0", verdict="in
 """
 
 
+# The command; and the command with everything but the rendering of the site, which takes longer than all the rest.
+PRESS = "from lossbook.press.cli.main import main\nmain()"
+SWIFT = "from lossbook.press.site import render\nrender.render = lambda project, source: None\n" + PRESS
+
+# Seconds until something that waits is taken to wait in vain. No test takes them, however busy the machine.
+PATIENCE = 900
+
+
 class Tiny:
     """A project in a folder of its own."""
 
-    program = ("-m", "lossbook.press")
+    program = ("-c", PRESS)
+    # Whether each press is a new interpreter, rather than forked from one that has imported everything.
+    fresh = False
 
     def __init__(self, root: Path):
         self.root = root
@@ -67,6 +80,7 @@ class Tiny:
         for folder in ("_static", "inventories"):
             shutil.copytree(ROOT / "book" / folder, root / "book" / folder)
         shutil.copy(ROOT / "_config.yml", root)
+        self.started = []
         (root / "book" / "references.bib").write_text("")
         (root / "book" / "intro.md").write_text("# A book\n\n<!-- lossbook:score -->\n")
         (root / "notebooks").mkdir()
@@ -78,27 +92,50 @@ class Tiny:
         path.write_text(HEADER.replace("SLUG", slug) + code)
         return path
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen:
-        return subprocess.Popen(
-            [sys.executable, *self.program, *arguments],
-            cwd=self.root,
-            env={**os.environ, "COLUMNS": "200", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen | starter.Started:
+        """Begin the command. With a PYTHONPATH, what is imported matters."""
+        inherited = {**os.environ, "COLUMNS": "200", **environment}
+        if self.fresh or "PYTHONPATH" in environment:
+            press = subprocess.Popen(
+                [sys.executable, *self.program, *arguments],
+                cwd=self.root,
+                env=inherited,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        else:
+            warm = not {"build", "sweep", "record"}.isdisjoint(arguments)
+            press = starter.python(self.program[1], *arguments, cwd=self.root, env=inherited, warm=warm)
+        self.started.append(press)
+        return press
 
     def run(self, *arguments: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess:
         """Run the command to its end; it must end with `status` and never show a traceback of ours."""
-        process = self.start(*arguments, **environment)
+        return self.finish(self.start(*arguments, **environment), status)
+
+    def swiftly(self, *arguments: str, status: int = 0, **environment: str) -> subprocess.CompletedProcess:
+        """Run the command, without rendering the site."""
+        program, self.program = self.program, ("-c", SWIFT)
         try:
-            out, err = process.communicate(timeout=90)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            raise AssertionError(f"{arguments} hangs: {process.communicate()}") from None
+            return self.run(*arguments, status=status, **environment)
+        finally:
+            self.program = program
+
+    def finish(self, press, status: int) -> subprocess.CompletedProcess:
+        """Wait for the end of a press, which must be with `status` and without a traceback."""
+        out, err = press.communicate(timeout=PATIENCE)
         assert "Traceback" not in err, err
-        assert process.returncode == status, f"status {process.returncode}\n{out}\n{err}"
-        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        assert press.returncode == status, f"status {press.returncode}\n{out}\n{err}"
+        return subprocess.CompletedProcess(press.args, press.returncode, out, err)
+
+    def end(self) -> None:
+        """End what still runs: presses and all that they started."""
+        for press in self.started:
+            if press.poll() is None:
+                end(press.pid)
+                press.communicate()
 
     def files(self) -> list[str]:
         """Everything that was built, by name."""
@@ -106,49 +143,67 @@ class Tiny:
         return sorted(str(path.relative_to(built)) for path in built.rglob("*") if path.is_file())
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Tiny:
-    return Tiny(tmp_path / "project")
-
-
-# The command, with everything but the rendering of the site, which takes longer than all the rest.
-SWIFT = """
-from lossbook.press.site import render
-render.render = lambda project, source: None
-from lossbook.press.cli.main import main
-main()
-"""
+def end(number: int) -> None:
+    """End a process and all that it started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process = psutil.Process(number)
+        for each in (*process.children(recursive=True), process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
 
 
 @pytest.fixture
-def swift(tiny: Tiny) -> Tiny:
-    tiny.program = ("-c", SWIFT)
+def tiny(tmp_path: Path):
+    tiny = Tiny(tmp_path / "project")
+    yield tiny
+    tiny.end()
+
+
+@pytest.fixture(scope="session")
+def swift_program() -> tuple[str, str]:
+    return ("-c", SWIFT)
+
+
+@pytest.fixture
+def swift(tiny: Tiny, swift_program: tuple[str, str]) -> Tiny:
+    """A project whose site is not rendered."""
+    tiny.program = swift_program
     return tiny
 
 
 @pytest.fixture(scope="session")
 def make_tiny(tmp_path_factory: pytest.TempPathFactory):
     """Makes projects that several tests look at."""
-    return lambda name: Tiny(tmp_path_factory.mktemp(name) / "project")
+    made = []
+
+    def make(name: str) -> Tiny:
+        made.append(Tiny(tmp_path_factory.mktemp(name) / "project"))
+        return made[-1]
+
+    yield make
+    for tiny in made:
+        tiny.end()
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+def built(make_tiny) -> Tiny:
     """A project of two papers, one of which raises, after `lossbook build`. Not to be changed."""
-    tiny = Tiny(tmp_path_factory.mktemp("built") / "project")
+    tiny = make_tiny("built")
     tiny.notebook("good", ENTRIES)
     tiny.notebook("bad", ENTRIES + "\n# %%\nx = 1\ny = x / 0\n\n# %%\nprint('never')\n", part="part_two")
     tiny.finished = tiny.run("build", status=1)
     return tiny
 
 
-def wait_for(condition, seconds: float = 30):
-    """Wait until `condition()` is true, and return what it returned."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def wait_for(condition, press=None):
+    """Wait until `condition()` is true, and return what it returned; not for a press that ended before it was."""
+    give_up = time.monotonic() + PATIENCE
+    while time.monotonic() < give_up:
+        ended = press is not None and press.poll() is not None
         if value := condition():
             return value
-        time.sleep(0.05)
+        assert not ended, press.communicate()
+        time.sleep(0.02)
     raise AssertionError("waited in vain")
 
 
@@ -160,13 +215,14 @@ def alive(process: int) -> bool:
         return False
 
 
-# A cell that says which process it runs in and then takes long.
+# A cell that says which process it runs in and never ends.
 SLEEP = """
-import os, time
+import os, signal
 from pathlib import Path
 Path(os.environ["PID_FILE"] + ".part").write_text(str(os.getpid()))
 os.replace(os.environ["PID_FILE"] + ".part", os.environ["PID_FILE"])
-time.sleep(60)
+while True:
+    signal.pause()
 """
 
 
@@ -174,26 +230,56 @@ time.sleep(60)
 def sleeping(tiny: Tiny, tmp_path: Path):
     """Start a command on a notebook that sleeps; gives the press and the kernel's process number."""
     file = tmp_path / "pid"
-    started = []
+    kernels = []
 
     def start(*arguments: str):
         tiny.notebook("sleeper", SLEEP)
         press = tiny.start(*arguments, PID_FILE=str(file))
-        kernel = int(wait_for(lambda: file.exists() and file.read_text()))
-        started.append((press, kernel))
-        return press, kernel
+        kernels.append(int(wait_for(lambda: file.exists() and file.read_text(), press)))
+        return press, kernels[-1]
 
     yield start
-    for press, kernel in started:
-        for process in (press.pid, kernel):
-            if alive(process):
-                os.kill(process, signal.SIGKILL)
-        press.communicate()
+    for kernel in filter(alive, kernels):
+        os.kill(kernel, signal.SIGKILL)
 
 
 @pytest.fixture(name="wait_for")
 def _wait_for():
     return wait_for
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Runs code as `python -c` does, without waiting for its imports."""
+
+    def run(code: str, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+        process = starter.python(code, *arguments, cwd=cwd, env={**os.environ, **environment})
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        finally:
+            if process.poll() is None:
+                end(process.pid)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sphinx(python):
+    """Runs `sphinx-build`."""
+    return lambda *arguments, cwd: python(
+        "import sys\nfrom sphinx.cmd.build import main\nsys.exit(main(sys.argv[1:]))", *map(str, arguments), cwd=cwd
+    )
+
+
+@pytest.fixture(name="end", scope="session")
+def _end():
+    return end
+
+
+@pytest.fixture(scope="session")
+def patience() -> int:
+    return PATIENCE
 
 
 @pytest.fixture(name="alive")

@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -11,20 +10,18 @@ def test_version_and_help(tiny):
     assert all(command in shown for command in ("list", "params", "run", "build", "serve", "ledger"))
 
 
-def test_listing_is_fast_and_loads_nothing_heavy(tiny):
+def test_listing_loads_nothing_heavy(tiny):
     tiny.notebook("paper")
     code = (
         "import sys; sys.argv = ['lossbook', 'list']\n"
         "from lossbook.press.cli.main import main\n"
         "try: main()\n"
-        "finally: print(sorted({'torch', 'papermill', 'sphinx', 'jupytext', 'pandas'} & set(sys.modules)))"
+        "finally: print(sorted({'torch', 'numpy', 'papermill', 'sphinx', 'jupytext', 'pandas', 'nbformat', 'distributed',"
+        " 'jupyter_client', 'matplotlib'} & set(sys.modules)))"
     )
-    start = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], cwd=tiny.root, capture_output=True, text=True)
     assert "part_one" in done.stdout and "paper" in done.stdout
     assert done.stdout.rstrip().endswith("[]")
-    # A second, and as much again for a machine that is busy.
-    assert time.monotonic() - start < 2
 
 
 def test_no_command_loads_torch(tiny):

@@ -20,12 +20,12 @@ while True:
 """
 
 
-def test_a_killed_writer_leaves_a_whole_file(tmp_path):
+def test_a_killed_writer_leaves_a_whole_file(tmp_path, wait_for):
     path = tmp_path / "file"
     for delay in (0.05, 0.1, 0.15, 0.2, 0.25):
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
-        while not path.exists():
-            time.sleep(0.01)
+        wait_for(path.exists)
+        # Any moment will do.
         time.sleep(delay)
         writer.kill()
         writer.wait()

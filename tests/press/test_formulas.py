@@ -105,20 +105,20 @@ def _in_a_child(queue):
     queue.put(render("x^7", False))
 
 
-def test_a_forked_process_renders_too():
+def test_a_forked_process_renders_too(patience):
     here, fork = render("x^7", False), get_context("fork")
     queue = fork.Queue()
     child = fork.Process(target=_in_a_child, args=(queue,))
     child.start()
-    assert queue.get(timeout=60) == here
-    child.join(60)
+    assert queue.get(timeout=patience) == here
+    child.join(patience)
     assert child.exitcode == 0
 
 
-def test_a_process_that_rendered_ends():
+def test_a_process_that_rendered_ends(patience):
     code = "from lossbook.press.extensions.formulas import render; print(render('x', True))"
     for _ in range(4):
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=patience)
         assert done.returncode == 0 and done.stdout.startswith("<mjx-container"), done.stderr
 
 
@@ -179,18 +179,17 @@ v = 2
 """
 
 
-def built(folder: Path, page: str = PAGE, *options: str) -> tuple[Path, subprocess.CompletedProcess]:
+def built(sphinx, folder: Path, page: str = PAGE, *options: str) -> tuple[Path, subprocess.CompletedProcess]:
     source, site = folder / "source", folder / "site"
     for name, text in (("conf.py", CONFIG), ("index.md", INDEX), ("sub/page.md", page), ("plain.md", "# Plain\n")):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "sphinx", "-q", *options, str(source), str(site)]
-    return site, subprocess.run(command, capture_output=True, text=True, timeout=120)
+    return site, sphinx("-q", *options, source, site, cwd=folder)
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    site, done = built(tmp_path_factory.mktemp("formulas"), PAGE, "-W", "-j", "2")
+def site(tmp_path_factory, sphinx):
+    site, done = built(sphinx, tmp_path_factory.mktemp("formulas"), PAGE, "-W", "-j", "2")
     assert done.returncode == 0 and done.stderr == ""
     return site
 
@@ -229,33 +228,33 @@ def test_pages_that_show_formulas_load_the_style_sheet(site):
     assert {name: re.findall(link, (site / name).read_text()) for name in pages} == pages
 
 
-def test_pages_without_formulas_do_not(tmp_path):
-    site, done = built(tmp_path, "# A page\n\nWith $x$.\n")
+def test_pages_without_formulas_do_not(tmp_path, sphinx):
+    site, done = built(sphinx, tmp_path, "# A page\n\nWith $x$.\n")
     assert done.returncode == 0, done.stderr
     assert "formulas.css" in (site / "sub/page.html").read_text()
     assert "formulas" not in (site / "plain.html").read_text()
 
 
-def test_a_broken_formula_is_a_warning_with_its_place(tmp_path):
+def test_a_broken_formula_is_a_warning_with_its_place(tmp_path, sphinx):
     page = "# A page\n\nFine: $x$.\n\n$$\n\\lossbook < 1\n$$\n"
-    site, done = built(tmp_path, page, "-W")
+    site, done = built(sphinx, tmp_path, page, "-W")
     assert done.returncode != 0
     assert re.search(r"page\.md:5: ?formula: Undefined control sequence \\lossbook: \\lossbook < 1", done.stderr), (
         done.stderr
     )
-    site, done = built(tmp_path, page, "-E")
+    site, done = built(sphinx, tmp_path, page, "-E")
     assert done.returncode == 0
     assert re.search(r"<code>\s*\\lossbook &lt; 1\s*</code>", (site / "sub/page.html").read_text())
 
 
-def test_punctuation_stays_with_its_formula(tmp_path):
+def test_punctuation_stays_with_its_formula(tmp_path, sphinx):
     (tmp_path / "conf.py").write_text(
         "extensions = ['myst_parser', 'lossbook.press.extensions.formulas']\n"
         "myst_enable_extensions = ['dollarmath']\nhtml_math_renderer = 'formulas'\n"
     )
     (tmp_path / "index.md").write_text("# T\n\nAn ($a$), the $b$, $c$-th and $d$ alone; $e$. $f$\n")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(tmp_path), str(tmp_path / "out")]
-    subprocess.run(command, check=True, capture_output=True)
+    done = sphinx("-q", "-W", "-b", "html", tmp_path, tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
     html = (tmp_path / "out" / "index.html").read_text()
     text = re.sub(r"<mjx-container.*?</mjx-container>", "x", html, flags=re.DOTALL)
     found = re.findall(r'<span class="together">(.*?)<span class="math[^>]*>x</span>(.*?)</span>', text)

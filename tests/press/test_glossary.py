@@ -1,8 +1,6 @@
 """Terms of the glossary are linked where a paper first says them."""
 
 import re
-import subprocess
-import sys
 
 import nbformat
 from nbformat.v4 import new_markdown_cell, new_notebook
@@ -18,7 +16,7 @@ def test_symbols_and_everyday_words_are_left_alone():
     ]
 
 
-def test_the_first_mention_is_linked(tmp_path):
+def test_the_first_mention_is_linked(tmp_path, sphinx):
     (tmp_path / "conf.py").write_text(
         "extensions = ['myst_nb', 'lossbook.press.extensions.glossary']\nnb_execution_mode = 'off'\n"
     )
@@ -27,8 +25,7 @@ def test_the_first_mention_is_linked(tmp_path):
     )
     text = "# On softmax\n\nThe `softmax` in code, *Softmax* in prose, a run, Softmax again. Linear probes [softmax](index.md)."
     nbformat.write(new_notebook(cells=[new_markdown_cell(text)]), tmp_path / "paper.ipynb")
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html", str(tmp_path), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = sphinx("-q", "-W", "-b", "html", tmp_path, tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     html = (tmp_path / "out" / "paper.html").read_text()
     found = re.findall(r'<a class="[^"]*\bterm\b[^"]*" href="([^"]+)" title="([^"]+)">([^<]+)</a>', html)

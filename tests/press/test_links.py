@@ -22,7 +22,7 @@ class Elsewhere(BaseHTTPRequestHandler):
         self.asked.append((self.command, self.path))
         name = self.path.strip("/")
         if name == "slow":
-            self.server.end.wait(5)
+            self.server.end.wait()
         if name == "moved":
             self.send_response(301)
             self.send_header("Location", "/200")

@@ -5,12 +5,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from base64 import b64decode, b64encode
 from pathlib import Path
 
 import nbformat
 import pytest
+import starter
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -25,17 +25,22 @@ METADATA = {"language_info": {"name": "python", "pygments_lexer": "ipython3"}}
 RENDER = """
 import sys
 from pathlib import Path
+from lossbook.press.errors import PressError
 from lossbook.press.site import render
 from lossbook.press.project import Project
-render.render(Project(Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3]))
+try:
+    render.render(Project(Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3]))
+except PressError as error:
+    sys.exit(str(error))
 """
+EVERY = {"intro", "references", "part/one", "part/two"}
 
 
 class Book:
     """An assembled source of a few pages that refer to each other, and the places where it is rendered."""
 
-    def __init__(self, folder: Path):
-        self.folder, self.source = folder, folder / "source"
+    def __init__(self, folder: Path, python):
+        self.folder, self.source, self.python = folder, folder / "source", python
         # Whatever the configuration speaks of.
         shutil.copytree(ROOT / "book", self.source, ignore=shutil.ignore_patterns("*.md", "howto"))
         shutil.copy(ROOT / "_config.yml", self.source)
@@ -79,9 +84,17 @@ class Book:
             yaml.safe_dump({"format": "jb-book", "root": "intro", "chapters": [*pages, {"file": "references"}]}),
         )
 
+    def arguments(self, project: Project) -> list[str]:
+        return [str(path) for path in (self.folder, project.output, self.source)]
+
+    def make(self, project: Project) -> None:
+        done = self.python(RENDER, *self.arguments(project), cwd=self.folder)
+        if done.returncode:
+            raise PressError(done.stderr)
+
     def render(self) -> tuple[set[str], set[str]]:
         """Render; returns which pages were read and which were written."""
-        render.render(self.project, self.source)
+        self.make(self.project)
         assert render.current(self.project, self.source)
         log = re.sub(r"\x1b\[[0-9;]*m", "", (self.project.output / "render.log").read_text())
         return tuple(
@@ -93,7 +106,7 @@ class Book:
 
     def is_as_from_nothing(self) -> None:
         shutil.rmtree(self.fresh.output, ignore_errors=True)
-        render.render(self.fresh, self.source)
+        self.make(self.fresh)
         ours, theirs = (
             {str(path.relative_to(each.site)): path.read_bytes() for path in each.site.rglob("*") if path.is_file()}
             for each in (self.project, self.fresh)
@@ -102,15 +115,25 @@ class Book:
         assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory: pytest.TempPathFactory, python) -> tuple[Book, Path]:
+    """A book after its first render, and a copy of all its files."""
+    folder = tmp_path_factory.mktemp("site")
+    book = Book(folder / "book", python)
+    assert book.render() == (EVERY, EVERY)
+    return book, Path(shutil.copytree(book.folder, folder / "copy"))
+
+
 @pytest.fixture
-def book(tmp_path: Path) -> Book:
-    return Book(tmp_path)
+def book(rendered: tuple[Book, Path]) -> Book:
+    """A book that was rendered once; in the same place for every test, since Sphinx remembers it."""
+    book, copy = rendered
+    shutil.rmtree(book.folder)
+    shutil.copytree(copy, book.folder)
+    return book
 
 
 def test_an_edit_renders_what_depends_on_it(book):
-    every = {"intro", "references", "part/one", "part/two"}
-    assert book.render() == (every, every)
-
     # Words alone: nobody else shows them. (The front page is always written.)
     book.replace("part/one.ipynb", "Said by", "With a borogrove, said by")
     book.write("extra/data.csv", "a\n2\n")
@@ -124,37 +147,34 @@ def test_an_edit_renders_what_depends_on_it(book):
     book.replace("part/two.ipynb", "Paper two", "Paper the second")
     book.replace("part/two.ipynb", " {download}`b <../files/dropped.txt>`", "")
     book.replace("part/two.ipynb", b64encode(PIXEL + b"old").decode(), b64encode(PIXEL + b"new").decode())
-    assert book.render() == ({"part/two"}, every)
-    assert all("Paper the second" in book.page(name) and "Paper two" not in book.page(name) for name in every)
+    assert book.render() == ({"part/two"}, EVERY)
+    assert all("Paper the second" in book.page(name) and "Paper two" not in book.page(name) for name in EVERY)
     book.is_as_from_nothing()
 
     # A label, an equation and a citation are shown on other pages.
     book.replace("part/two.ipynb", "## Place", "## Elsewhere")
-    assert book.render() == ({"part/two"}, every)
+    assert book.render() == ({"part/two"}, EVERY)
     assert "Elsewhere" in book.page("part/two")
     book.replace("part/one.ipynb", "cite:t}`comp_sum_losses`", "cite:t}`dice_loss`")
-    assert book.render() == ({"part/one"}, every)
+    assert book.render() == ({"part/one"}, EVERY)
     book.is_as_from_nothing()
 
 
 def test_styles_and_contents_start_from_nothing(book):
-    every = {"intro", "references", "part/one", "part/two"}
-    book.render()
     book.write("_static/lossbook.css", "body { color: rebeccapurple }\n")
-    assert book.render() == (every, every)
+    assert book.render() == (EVERY, EVERY)
     assert "rebeccapurple" in (book.project.site / "_static/lossbook.css").read_text()
     book.paper("three", "Paper three", "Late.")
-    assert book.render() == ({*every, "part/three"},) * 2
+    assert book.render() == ({*EVERY, "part/three"},) * 2
     assert "Paper three" in book.page("references")
     (book.source / "part/three.ipynb").unlink()
     book.contents()
-    assert book.render() == (every, every)
+    assert book.render() == (EVERY, EVERY)
     assert not (book.project.site / "part/three.html").exists()
     book.is_as_from_nothing()
 
 
 def test_a_warning_does_not_pass_the_second_time(book):
-    book.render()
     before = book.page("part/one")
     # The page that refers to it is not touched, and the warning is that page's.
     book.replace("part/two.ipynb", "(two-sum)", "(two-total)")
@@ -177,21 +197,19 @@ def test_a_warning_does_not_pass_the_second_time(book):
 
 
 def test_a_killed_render_leaves_the_last_site_and_does_not_spoil_the_next(book, alive, wait_for):
-    book.render()
     before = book.page("part/one")
     book.replace("part/one.ipynb", "Said by", "Uttered by")
-    arguments = [sys.executable, "-c", RENDER, book.folder, book.project.output, book.source]
     log = book.project.output / "render.log"
     log.unlink()
-    press = subprocess.Popen(arguments)
+    press = starter.python(RENDER, *book.arguments(book.project), cwd=book.folder, env=dict(os.environ))
     # It says so once it reads, and what state was there is gone by then.
-    wait_for(lambda: log.exists() and "Source Folder" in log.read_text())
+    wait_for(lambda: log.exists() and "Source Folder" in log.read_text(), press)
     assert not (book.project.output / "render/state").exists()
     [child] = subprocess.run(["pgrep", "-P", str(press.pid)], capture_output=True, text=True).stdout.split()
     os.kill(press.pid, signal.SIGKILL)
     press.wait()
     # Nobody is left to write into the folder.
-    wait_for(lambda: not alive(int(child)), 5)
+    wait_for(lambda: not alive(int(child)))
     assert book.page("part/one") == before
     assert len(book.render()[0]) == 4
     assert "Uttered by" in book.page("part/one")
@@ -199,7 +217,6 @@ def test_a_killed_render_leaves_the_last_site_and_does_not_spoil_the_next(book, 
 
 
 def test_a_reader_never_sees_half_a_site(book):
-    book.render()
     opened = (book.project.site / "part/one.html").open(encoding="utf-8")
     before = book.page("part/one")
     book.replace("part/one.ipynb", "Said by", "Uttered by")
@@ -210,7 +227,6 @@ def test_a_reader_never_sees_half_a_site(book):
 
 
 def test_a_swap_that_was_cut_short_is_undone(book):
-    book.render()
     before = book.page("part/one")
     os.rename(book.project.site, book.project.output / "html.old")
     book.replace("part/one.ipynb", "Said by", "{nothing}`x`")
