@@ -247,6 +247,23 @@ def _run(code: str) -> NoReturn:
         os._exit(status)
 
 
+@contextlib.contextmanager
+def _undisturbed():
+    """Signals wait: an exception that is raised in what Python does around a fork is lost."""
+    came, handlers = [], {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        handlers[number] = signal.signal(number, lambda number, frame: came.append(number))
+    us = os.getpid()
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if os.getpid() == us:
+            for number in came:
+                os.kill(us, number)
+
+
 _real_fork_exec = subprocess._fork_exec
 
 
@@ -254,13 +271,16 @@ def _fork_exec(*given) -> int:
     """In place of fork and exec: a fork that runs the code itself, if it is ours and handed to this interpreter."""
     words = [os.fsdecode(word) for word in given[0]]
     place = words.index("-c") + 1 if "-c" in words else 0
-    if not place or words[0] != sys.executable or not words[place].startswith(OURS):
+    main = threading.current_thread() is threading.main_thread()
+    if not place or not main or words[0] != sys.executable or not words[place].startswith(OURS):
         return _real_fork_exec(*given)
     _, _, _, keep, folder, environment, stdin, _, _, stdout, _, stderr, _, errors, _, session, *_ = given
     # The parent must find the child's output behind its own.
     sys.stdout.flush()
     sys.stderr.flush()
-    if number := os.fork():
+    with _undisturbed():
+        number = os.fork()
+    if number:
         return number
     try:
         atexit._clear()

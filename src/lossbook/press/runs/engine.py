@@ -30,6 +30,8 @@ TOPIC = "lossbook"
 DAMAGED = "its stored run is damaged"
 
 
+# Seconds that a scheduler has to answer.
+PATIENCE = 10
 # How often a run that never began is sent out again, since the workers died that it waited on.
 BLAMELESS = 3
 
@@ -292,7 +294,7 @@ def _client(options: Options, pending: list[Plan]) -> Iterator[Any]:
         if options.scheduler:
             try:
                 get_backend(parse_address(options.scheduler)[0])
-                client = Client(options.scheduler, timeout=10, set_as_default=False)
+                client = Client(options.scheduler, timeout=PATIENCE, set_as_default=False)
             except (OSError, ValueError) as error:
                 raise Refused(f"--scheduler {options.scheduler}: no Dask scheduler there ({error})") from None
             with client:
