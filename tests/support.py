@@ -2,6 +2,7 @@
 
 import re
 import sys
+from collections.abc import Callable
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -36,6 +37,14 @@ def unhooked(module: str) -> ModuleType:
             del sys.modules[name]
         sys.modules.update(ours)
         sys.meta_path[:0] = hooks
+
+
+def one_graph(function: Callable, *, backward: bool = False) -> Callable:
+    """The function as torch.compile sees it, an error where its graph breaks; with `backward` its gradient is traced too.
+
+    No machine code is made: that takes seconds a function, and tests PyTorch.
+    """
+    return torch.compile(function, fullgraph=True, backend="aot_eager" if backward else "eager")
 
 
 def rejects(function, *args, names: str, **kwargs) -> str:

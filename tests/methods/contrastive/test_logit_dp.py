@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
-from support import agree, extreme, pair, rejects, unhooked
+from support import agree, extreme, one_graph, pair, rejects, unhooked
 from torch import nn
 from torch.func import functional_call, grad, jacrev, stack_module_state, vmap
 
@@ -332,7 +332,7 @@ def test_compile_without_graph_breaks():
     x, y = pair()
     norms = draw(8, 8).abs()
     loss = unhooked("lossbook.methods.contrastive.logit_dp").logit_dp_loss
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(loss)
     agree(compiled(x, y, norms, temperature=0.5), logit_dp_loss(x, y, norms, temperature=0.5), (x, y))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment, quadratic_assignment
-from support import annotations_unchecked, extreme, pair, rejects, unhooked
+from support import annotations_unchecked, extreme, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     Edges,
@@ -88,7 +88,7 @@ def test_no_swap_improves_and_many_solutions_are_the_best():
             other[[r, s]] = found[[s, r]]
             assert value(vertices, array, other) <= reached + 1e-9
         best += bool(reached >= enumerate_all(vertices, array)[1] - 1e-9)
-    assert best >= 7
+    assert best >= 4  # of 12, each with a chance of about 0.78
 
 
 def test_renaming_the_second_graph_renames_the_matching():
@@ -269,7 +269,7 @@ def test_compile_without_graph_breaks():
     def loss(vertices, affinity):
         return module.graph_matching_loss(vertices, module.Edges(affinity, *edges[1:]), noise=0.0)
 
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")(vertices, edges.affinity)
+    compiled = one_graph(loss)(vertices, edges.affinity)
     ours = graph_matching_loss(vertices, edges, noise=0.0)  # the first copy still works beside the second
     torch.testing.assert_close(compiled, ours)
     for one, other in zip(

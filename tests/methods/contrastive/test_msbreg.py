@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 import torch
 import torch.nn.functional as F
-from support import agree, rejects, unhooked
+from support import agree, one_graph, rejects, unhooked
 
 from lossbook.methods.contrastive import brownian, centroid_attraction, centroids, msbreg, singular_isotropy
 
@@ -51,7 +51,7 @@ def test_between_centroids_nothing_is_left_where_both_networks_agree():
     z = draw(3, 6, 4)
     (idle,) = torch.autograd.grad(centroid_attraction(z, z, pull="centroid"), z)
     (pulled,) = torch.autograd.grad(centroid_attraction(z, z), z)
-    assert idle.abs().max() < 1e-15 and pulled.abs().max() > 1e-2
+    assert idle.abs().max() < 1e-14 and pulled.abs().max() > 1e-2
 
 
 def test_brownian_is_the_mean_inner_product_with_shared_kicks():
@@ -181,7 +181,7 @@ def test_vmap_and_grad(form):
 def test_compile_without_graph_breaks():
     z, t, g = draw(2, 6, 4), draw(2, 6, 4, seed=1).detach(), draw(6, 4, seed=2).detach()
     loss = unhooked("lossbook.methods.contrastive.msbreg").msbreg
-    agree(torch.compile(loss, fullgraph=True, backend="aot_eager")(z, t, g), msbreg(z, t, g), (z,))
+    agree(one_graph(loss)(z, t, g), msbreg(z, t, g), (z,))
 
 
 def test_weights_can_be_tensors():

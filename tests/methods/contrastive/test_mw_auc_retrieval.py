@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score
-from support import agree, extreme, pair, rejects, unhooked
+from support import agree, extreme, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     info_nce,
@@ -162,7 +162,7 @@ def test_is_never_below_info_nce(temperature):
         mann_whitney_loss(x, y, temperature=temperature, pool="query"),
         mann_whitney_loss(x, y, temperature=temperature),
     ]
-    assert losses[0] <= losses[1] <= losses[2]
+    assert losses[0] <= losses[1] + 1e-12 and losses[1] <= losses[2] + 1e-12
     # With one negative for each query the first two are the same.
     x, y = pair(2)
     agree(info_nce(x, y), mann_whitney_loss(x, y, temperature=0.1, pool="query"), (x, y))
@@ -232,7 +232,7 @@ def test_vmap_over_batches_and_temperatures(pool):
 def test_compile_without_graph_breaks():
     x, y = batch(5, 1)
     loss = unhooked("lossbook.methods.contrastive.mw_auc_retrieval").mann_whitney_loss
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(loss)
     agree(compiled(x, y, temperature=0.1), oracle(x, y, 0.1)[0] / 5, (x, y))
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, extreme, pair, rejects, unhooked
+from support import agree, extreme, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import log_odds, temperature_free_info_nce
 
@@ -71,7 +71,7 @@ def test_loss_vanishes_with_agreement_and_is_log_n_without():
     # Orthogonal everything: all log-odds are 0.
     basis = torch.eye(8, dtype=torch.float64)
     assert temperature_free_info_nce(basis[:4], basis[4:]).item() == pytest.approx(math.log(4))
-    assert 0 <= temperature_free_info_nce(basis, basis).item() < 1e-14
+    assert 0 <= temperature_free_info_nce(basis, basis).item() < 1e-13  # of log-odds of 36
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -137,7 +137,7 @@ def test_vmap():
 def test_compile_without_graph_breaks():
     x, y = pair()
     loss = unhooked("lossbook.methods.contrastive.temperature_free_infonce").temperature_free_info_nce
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(loss)
     agree(compiled(x, y), oracle(x, y), (x, y))
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, rejects, unhooked
+from support import agree, one_graph, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     judge_alignment,
@@ -95,7 +95,7 @@ def test_zero_where_cosines_are_scores_plus_a_constant():
     s = torch.rand(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u = (s - 0.7).requires_grad_()
     loss = judge_alignment_from_cosines(u, s)
-    assert abs(loss.item()) < 1e-14
+    assert abs(loss.item()) < 1e-13  # of logits up to 50
     assert torch.autograd.grad(loss, u)[0].abs().max() < 1e-10
 
 
@@ -163,7 +163,7 @@ def test_vmap_over_lists_and_temperature():
 def test_compile_without_graph_breaks():
     q, c, s = lists()
     loss = unhooked("lossbook.methods.contrastive.unime_v2").judge_alignment
-    agree(torch.compile(loss, fullgraph=True, backend="aot_eager")(q, c, s), oracle(q, c, s), (q, c))
+    agree(one_graph(loss)(q, c, s), oracle(q, c, s), (q, c))
 
 
 @given(st.floats(-1e4, 1e4), st.floats(-30, 30))

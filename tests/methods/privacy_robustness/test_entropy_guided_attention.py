@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, rejects, unhooked
+from support import agree, one_graph, rejects, unhooked
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -76,7 +76,8 @@ def test_epsilon_is_the_official_form_and_moves_little(epsilon):
     official = -torch.nansum(attention * torch.log(attention + epsilon), dim=-1)
     ours = attention_entropy(attention, epsilon=epsilon)
     torch.testing.assert_close(ours, official, rtol=1e-12, atol=1e-12)
-    assert (attention_entropy(attention) - ours).abs().max() <= 6 * epsilon
+    # Up to the rounding of two entropies of at most log 6.
+    assert (attention_entropy(attention) - ours).abs().max() <= 6 * epsilon + 1e-14
 
 
 @given(st.floats(0.05, 20), st.integers(0, 99))
@@ -157,7 +158,7 @@ def test_early_rows_are_penalised_whatever_the_model_does():
     best = torch.arange(1.0, t + 1).log().expand(1, 1, 1, t)
     for i in range(t):
         one = torch.full((1, 1, 1, t), 0.5 * math.log(t))
-        one[..., i] = best[..., i].clamp(max=0.7 * math.log(t))
+        one[..., i] = best[..., i].clamp(max=0.69 * math.log(t))  # inside the band, not on its edge
         out = entropy_penalty(one, torch.full((1, 1), 0.5)).item() > 0
         assert out == (i + 1 < t**0.3)
     assert entropy_penalty(0.5 * best, torch.full((1, 1), 0.5), ceiling="row").item() == 0
@@ -184,7 +185,7 @@ def test_half_precision_and_compile():
     module = unhooked("lossbook.methods.privacy_robustness.entropy_guided_attention")
 
     def compiled(name):
-        return torch.compile(getattr(module, name), fullgraph=True, backend="aot_eager")
+        return one_graph(getattr(module, name))
 
     query, entropies = random(2, 3, 6, 4).requires_grad_(), random(2, 5, 3, 7).abs().requires_grad_()
     attention, thresholds = rows(3, 6), torch.full((3,), 0.9, dtype=torch.float64, requires_grad=True)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, extreme, pair, rejects, unhooked
+from support import agree, extreme, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.poincare import conformal_factor, distance, expmap0
 from lossbook.methods.privacy_robustness import (
@@ -192,10 +192,10 @@ def test_compile_without_graph_breaks():
     torch.manual_seed(0)
     model = plain.HyperbolicHead(5).double()
     x, y = pair()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(model)
     agree(compiled(x)[1], model(x)[1], (x, *model.parameters()))
     points, logits, others = embedded(), pair(8, 2)[0], y[:, :2]
-    compiled = torch.compile(plain.hyp_oc, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(plain.hyp_oc)
     agree(compiled(points, logits, others), hyp_oc(points, logits, others), (points, logits, y))
 
 

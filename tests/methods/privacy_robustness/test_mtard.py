@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, rejects, unhooked
+from support import agree, one_graph, rejects, unhooked
 
 from lossbook.methods.privacy_robustness import (
     Balance,
@@ -256,7 +256,7 @@ def test_vmap_over_runs_with_rates_of_their_own():
 def test_compile_without_graph_breaks():
     values, start = four(), start_balance(dtype=torch.float64)
     module = unhooked("lossbook.methods.privacy_robustness.mtard")
-    compiled = torch.compile(module.b_mtard, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(module.b_mtard)
     agree(compiled(*values, start).loss, b_mtard(*values, start).loss, values[:2])
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
 from sklearn.metrics import mutual_info_score
 from sklearn.tree import DecisionTreeClassifier
-from support import agree, extreme, pair, rejects, unhooked
+from support import agree, extreme, one_graph, pair, rejects, unhooked
 from torch.distributions import Independent, Normal, kl_divergence
 
 from lossbook.methods.privacy_robustness import (
@@ -307,7 +307,7 @@ def test_vmap_and_compile():
     each = torch.vmap(lambda v: linear_gaussian_shrinkage(v, noise=0.5, penalty=1.0))(signals)
     torch.testing.assert_close(each, linear_gaussian_shrinkage(signals, noise=0.5, penalty=1.0))
     module = unhooked("lossbook.methods.privacy_robustness.mutual_information_defense")
-    compiled = torch.compile(module.mid_kl, backend="eager", fullgraph=True)
+    compiled = one_graph(module.mid_kl)
     torch.testing.assert_close(compiled(mean[0], rho[0]), mid_kl(mean[0], rho[0]))
 
 

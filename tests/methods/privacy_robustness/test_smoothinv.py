@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from support import agree, rejects, unhooked
+from support import agree, one_graph, rejects, unhooked
 from torch import nn
 
 from lossbook.methods.privacy_robustness import (
@@ -145,10 +145,10 @@ def test_loss_under_vmap_and_compile():
     torch.testing.assert_close(mapped, torch.stack(list(map(smoothed_cross_entropy, z, targets))))
     plain = unhooked("lossbook.methods.privacy_robustness.smoothinv")
     model, x, noise = network(), images()[:, 0].requires_grad_(), draw(3, 5, 1, 4, 4)
-    compiled = torch.compile(plain.smoothed_logits, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(plain.smoothed_logits)
     agree(compiled(model, x, noise, sigma=0.3), smoothed_logits(model, x, noise, sigma=0.3), (x,))
     logits, wanted = draw(3, 5, 4).requires_grad_(), torch.tensor([0, 1, 2])
-    compiled = torch.compile(plain.smoothed_cross_entropy, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(plain.smoothed_cross_entropy)
     agree(compiled(logits, wanted), smoothed_cross_entropy(logits, wanted), (logits,))
 
 
