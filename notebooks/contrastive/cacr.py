@@ -492,7 +492,7 @@ ledger.check(
     "bounds",
     "Attraction lies in [0, 4] and repulsion in [-4, 0].",
     error=max(0.0, *bounds),
-    tolerance=0,
+    tolerance=1e-12,
     cases=cases,
 )
 ledger.check(

@@ -199,7 +199,7 @@ ledger.check(
     "no-better-attacker",
     "No other attacker tried gains more.",
     error=max(0.0, *beaten),
-    tolerance=0.0,
+    tolerance=1e-12,
     cases=20 * cases,
 )
 
@@ -310,7 +310,7 @@ ledger.check(
     "weight-cap",
     "The weight αΦ stays below L/C for random α, β, δ.",
     error=max(0.0, *caps),
-    tolerance=0.0,
+    tolerance=1e-12,
     cases=cases,
 )
 ledger.check(

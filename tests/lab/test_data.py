@@ -91,7 +91,7 @@ def origin(tmp_path, monkeypatch):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=folder)
     handler.log_message = lambda *_: None
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(data, "FASHION_FILES", files)
     monkeypatch.setattr(data, "FASHION_FOLDERS", ())
     monkeypatch.setattr(data, "FASHION_ADDRESS", f"http://127.0.0.1:{server.server_port}/")
@@ -302,7 +302,7 @@ def test_series_are_fetched_only_when_asked_for_and_divided_by_class(tmp_path, m
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
     handler.log_message = lambda *_: None
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         monkeypatch.setattr(data, "UCR_ADDRESS", f"http://127.0.0.1:{server.server_port}/archive.whl")
         monkeypatch.setattr(data, "UCR_SHA256", digest)
         monkeypatch.setenv("LOSSBOOK_DATA", str(tmp_path / "cache"))

@@ -1,10 +1,14 @@
 """The stacked loop against runs alone and against the loop that anyone would write."""
 
+from contextlib import nullcontext
+
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import MadeOnMeta
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lossbook import lab
 from lossbook.lab import fitting
@@ -366,6 +370,41 @@ def test_the_clock_is_there_without_state_and_cannot_be_a_hyperparameter():
     assert fitted.state == {}
     with pytest.raises(ValueError, match="runs: expected hyperparameters, got 'step'"):
         fit([{"seed": 0, "learning_rate": 1.0, "step": 3}])
+
+
+def test_the_meta_device_gives_the_shapes_of_all_that_is_returned():
+    def views(batch):
+        return {**batch, "inputs": batch["inputs"] + batch["noise"]}
+
+    def build(run):
+        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    def strict(*arguments):
+        with MadeOnMeta() if device == "meta" else nullcontext():
+            return with_teacher(*arguments)
+
+    shapes = {}
+    for device in ("cpu", "meta"):
+        fitted = lab.fit(
+            build, strict, DATA | {"index": torch.arange(100)}, lab.grid(seed=[0, 1], learning_rate=[0.1, 0.2]),
+            epochs=2, batch_size=20, noise=noise, transform=views, state=start, clip_norm=1.0, progress=None,
+            schedule=lambda fraction: 1 - fraction, device=device,
+        )  # fmt: skip
+        parts = (
+            fitted.parameters,
+            fitted.buffers,
+            fitted.logged,
+            fitted.state,
+            fitted.module(1).state_dict(),
+            fitted.predict(DATA["inputs"].float(), batch_size=30),
+            fitted.each(torch.randn(4, 5, 6)),
+            fitted.means(lambda model, inputs: {"mean": model(inputs).mean()}, DATA["inputs"].float()),
+        )
+        shapes[device] = tree_map(lambda value: (value.shape, value.dtype), parts)
+        assert {value.device.type for value in tree_leaves(parts[:2])} == {device}
+        assert list(fitted.history) == ["run", "step", "loss", "gradient_norm"] and len(fitted.history) == 40
+    assert shapes["cpu"] == shapes["meta"]
+    assert fitted.history["loss"].isna().all()
 
 
 def test_a_loss_that_forgets_its_state_is_refused():

@@ -174,7 +174,7 @@ def test_initial_values_are_scaled_as_those_of_gpt2():
     assert model.blocks[0].ffn[2].weight.std().item() == pytest.approx(0.04 / math.sqrt(6), rel=0.05)
     assert model.blocks[1].attention.inputs.bias.abs().max() == 0 and model.last_norm.weight.min() == 1
     loss = language.next_token_loss(model(torch.randint(500, (8, 64))), torch.randint(500, (8, 65)))
-    assert loss.item() == pytest.approx(math.log(500), abs=0.3)
+    assert loss.item() == pytest.approx(math.log(500), abs=0.5)
 
 
 @pytest.mark.parametrize(

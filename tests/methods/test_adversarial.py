@@ -1,9 +1,12 @@
 """TRADES against PyTorch's own losses put together by hand."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from support import agree, pair, unhooked
+from devices import on_any_device
+from support import agree, one_graph, pair, unhooked
 
 from lossbook.methods.adversarial import trades
 
@@ -29,5 +32,8 @@ def test_reductions_gradcheck_and_compile():
     torch.testing.assert_close(trades(z, other, TARGETS, reduction="sum"), each.sum())
     assert each.shape == (8,)
     assert torch.autograd.gradcheck(lambda z, other: trades(z, other, TARGETS), (z, other))
-    compiled = torch.compile(unhooked("lossbook.methods.adversarial").trades, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(unhooked("lossbook.methods.adversarial").trades)
     agree(compiled(z, other, TARGETS), trades(z, other, TARGETS), (z, other))
+
+
+test_on_any_device = on_any_device(partial(trades, *pair(), TARGETS, weight=torch.tensor(6.0)))

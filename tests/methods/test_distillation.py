@@ -1,9 +1,12 @@
 """ARD and RSLAD against PyTorch's losses put together by hand."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
-from support import agree, extreme, pair, rejects, unhooked
+from devices import on_any_device
+from support import agree, extreme, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.distillation import ard, rslad
 
@@ -76,7 +79,7 @@ def test_vmap_over_weights_and_compile():
     mapped = torch.vmap(lambda weight: rslad(clean, attacked, teacher, weight=weight))(weights)
     single = [rslad(clean, attacked, teacher, weight=weight.item()) for weight in weights]
     torch.testing.assert_close(mapped, torch.stack(single), rtol=1e-12, atol=1e-12)
-    compiled = torch.compile(unhooked("lossbook.methods.distillation").rslad, fullgraph=True, backend="aot_eager")
+    compiled = one_graph(unhooked("lossbook.methods.distillation").rslad)
     agree(compiled(clean, attacked, teacher), rslad(clean, attacked, teacher), (clean, attacked))
 
 
@@ -87,3 +90,9 @@ def test_bad_input_is_refused():
     rejects(ard, good, good, good, torch.zeros(3, dtype=torch.long), weight=2.0, names="weight")
     rejects(rslad, good, good, good, weight=-0.1, names="weight")
     rejects(rslad, good, other, good, names="adversarial_logits")
+
+
+test_on_any_device = on_any_device(
+    partial(ard, *pair(), pair(seed=1)[0], torch.arange(8) % 5, weight=torch.tensor(0.5)),
+    partial(rslad, *pair(), pair(seed=1)[0], weight=torch.tensor(0.5)),
+)

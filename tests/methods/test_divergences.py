@@ -1,6 +1,9 @@
 """The divergence of predictions against torch.distributions."""
 
+from functools import partial
+
 import torch
+from devices import on_any_device
 from support import agree, mapped_is_one_by_one, pair, rejects
 
 from lossbook.methods.divergences import kl_divergence
@@ -23,3 +26,6 @@ def test_bad_input_is_refused():
     rejects(kl_divergence, z, z[:2], names="others")
     rejects(kl_divergence, z.int(), z, names="logits")
     rejects(kl_divergence, z, z, reduction="max", names="reduction")
+
+
+test_on_any_device = on_any_device(partial(kl_divergence, *pair()))

@@ -1,10 +1,12 @@
 """The Poincaré ball against geoopt, and near the boundary, where geoopt has no digits left, against exact values."""
 
 import math
+from functools import partial
 
 import geoopt
 import pytest
 import torch
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from support import agree, one_graph, rejects, unhooked
@@ -258,3 +260,15 @@ def test_the_module_is_public():
     from lossbook import methods
 
     assert methods.poincare.__all__ == poincare.__all__ and "poincare" in methods.__all__
+
+
+X, Y = points()
+CURVATURE = torch.tensor(0.5, dtype=torch.float64)
+test_on_any_device = on_any_device(
+    partial(clip_norm, X, radius=torch.tensor(0.5)),
+    *(partial(function, X, curvature=CURVATURE) for function in (conformal_factor, expmap0, logmap0, midpoint)),
+    *(partial(function, X, Y, curvature=CURVATURE) for function in (distance, expmap, logmap, mobius_add)),
+    partial(hyperplane_logits, X, Y, Y, curvature=CURVATURE),
+    partial(midpoint, X, torch.rand(6)),
+    *(partial(function, X) for function in (project, riemannian_gradient)),
+)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -185,7 +186,7 @@ class Fitted:
 
         chunks = [
             tree_map(
-                lambda output: output.cpu(),
+                _on_cpu,
                 vmap(call, in_dims=(0, *(None for _ in chunk)))(state, *(part.to(device) for part in chunk)),
             )
             for chunk in zip(*(value.split(batch_size) for value in inputs), strict=True)
@@ -212,7 +213,7 @@ class Fitted:
                 return function(Model(parameters, buffers, module), *batch)
 
             means = vmap(call)(self.parameters, self.buffers)
-            means = tree_map(lambda value, share=share: share * value.cpu(), means)
+            means = tree_map(lambda value, share=share: share * _on_cpu(value), means)
             total = means if total is None else tree_map(torch.add, total, means)
         return total
 
@@ -264,7 +265,8 @@ def fit(
             loss is then `loss(model, batch, run, state)` and returns `(loss, logged, new state)`; the new state is cut
             from the graph.
         clip_norm: gradients of a run with a larger norm are scaled down to it (`torch.nn.utils.clip_grad_norm_`).
-        device: "auto" (CUDA, else CPU) or a device.
+        device: "auto" (CUDA, else CPU) or a device. On "meta" all steps are gone through without a number being
+            computed: it shows whether a large setting would run, and the shapes of what it would return.
         dtype: of parameters and of floating-point data.
         progress: what the progress line calls this; None for no line.
 
@@ -304,7 +306,7 @@ def fit(
     leaves = list(parameters.values())
     stepper = optimizer(leaves, lr=1.0, **(options or {}))
     steps = epochs * (examples // batch_size)
-    watch, logged, started = _Watch(frame), [], time.perf_counter()
+    watch, logged, started = _Watch(frame, device), [], time.perf_counter()
     with _progress_line(progress, len(frame), steps, device) as advance:
         for step, batch in enumerate(batches):
             clock = {
@@ -332,11 +334,11 @@ def fit(
     return Fitted(
         runs=frame,
         history=watch.history(),
-        logged={name: torch.stack([entry[name] for entry in logged], 1).cpu() for name in logged[0]},
+        logged={name: _on_cpu(torch.stack([entry[name] for entry in logged], 1)) for name in logged[0]},
         parameters={name: value.detach() for name, value in parameters.items()},
         buffers=buffers,
         seconds=time.perf_counter() - started,
-        state=tree_map(Tensor.cpu, carried),
+        state=tree_map(_on_cpu, carried),
         _module=module,
     )
 
@@ -392,7 +394,8 @@ def _batches(data, examples, batch_size, epochs, seeds, noise, transform, device
     distinct = list(dict.fromkeys(seeds))
     run_of = None if distinct == seeds else torch.tensor([distinct.index(seed) for seed in seeds], device=device)
     orders = [torch.Generator().manual_seed(seed) for seed in distinct]
-    draws = [torch.Generator(device).manual_seed(seed) for seed in distinct]
+    # The meta device has no generator.
+    draws = [torch.Generator("cpu" if device.type == "meta" else device).manual_seed(seed) for seed in distinct]
     step, drawn = 0, []
     for _ in range(epochs):
         order = torch.stack([torch.randperm(examples, generator=each) for each in orders]).to(device)
@@ -405,7 +408,7 @@ def _batches(data, examples, batch_size, epochs, seeds, noise, transform, device
                     drawn = [noise(each, NOISE_STEPS) for each in draws]
                 for name in drawn[0]:
                     value = torch.stack([each[name][now] for each in drawn])
-                    batch[name] = value.to(dtype) if value.is_floating_point() else value
+                    batch[name] = value.to(device, dtype if value.is_floating_point() else None)
             if transform is not None:
                 batch = vmap(transform)(batch)
             yield batch if run_of is None else {name: value[run_of] for name, value in batch.items()}
@@ -436,11 +439,17 @@ def _step(stepper: torch.optim.Optimizer, leaves: list[Tensor], rates: Tensor) -
         leaf.copy_(torch.lerp(start, leaf, _per_run(rates, leaf)))
 
 
+def _on_cpu(value: Tensor) -> Tensor:
+    # What has no values cannot be copied.
+    return value if value.is_meta else value.cpu()
+
+
 class _Watch:
     """Keeps losses and gradient norms on the device, and now and then looks whether all are finite."""
 
-    def __init__(self, runs: pd.DataFrame):
+    def __init__(self, runs: pd.DataFrame, device: torch.device):
         self.runs = runs
+        self.blind = device.type == "meta"
         self.kept: dict[str, list[Tensor]] = {"loss": [], "gradient_norm": []}
         self.looked = 0
 
@@ -452,7 +461,7 @@ class _Watch:
 
     def look(self) -> None:
         """Raise for the first loss or gradient norm, since the last look, that is not finite."""
-        if self.looked == len(self.kept["loss"]):
+        if self.blind or self.looked == len(self.kept["loss"]):
             return
         new = {name: torch.stack(values[self.looked :]) for name, values in self.kept.items()}
         bad = ~torch.stack(list(new.values()), -1).isfinite()  # (steps, runs, quantities)
@@ -465,7 +474,7 @@ class _Watch:
     def finish(self, leaves: Iterable[Tensor]) -> None:
         """A last look, and one at the parameters: after the last step no loss would show what became of them."""
         self.look()
-        for leaf in leaves:
+        for leaf in () if self.blind else leaves:
             if not leaf.isfinite().all():
                 where = (~leaf.isfinite()).nonzero()[0].tolist()
                 self._raise(where[0], len(self.kept["loss"]) - 1, "parameter", leaf[tuple(where)].item())
@@ -475,7 +484,10 @@ class _Watch:
         raise NonFiniteError(f"run {run} ({settings}), step {step}: {quantity.replace('_', ' ')} is {value}")
 
     def history(self) -> pd.DataFrame:
-        columns = {name: torch.stack(values, 1).cpu().numpy() for name, values in self.kept.items()}
+        stacked = {name: torch.stack(values, 1) for name, values in self.kept.items()}
+        columns = {
+            name: np.full(value.shape, np.nan) if self.blind else value.cpu().numpy() for name, value in stacked.items()
+        }
         runs, steps = columns["loss"].shape
         index = pd.MultiIndex.from_product([range(runs), range(steps)], names=["run", "step"])
         return pd.DataFrame({name: values.reshape(-1) for name, values in columns.items()}, index=index).reset_index()

@@ -368,7 +368,7 @@ def success_rate(hits: Shaped[Tensor, " n"], *, confidence: float = 0.95) -> Int
     """
     from scipy.stats import norm
 
-    values = hits.double()
+    values = hits.detach().double()
     n = len(values)
     if not n or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"hits: expected some values in [0, 1], got {n} of them, {values.tolist()[:5]} ...")
@@ -413,7 +413,8 @@ def explained_share(
     if not reconstructed.shape == originals.shape == reference.shape or len(originals) < 2:
         shapes = [tuple(each.shape) for each in (reconstructed, originals, reference)]
         raise ValueError(f"reconstructed: expected three times the same shape with at least two rows, got {shapes}")
-    ours, theirs = ((each - originals).double().flatten(1).square().sum(1) for each in (reconstructed, reference))
+    gaps = ((each - originals).detach().double() for each in (reconstructed, reference))
+    ours, theirs = (gap.flatten(1).square().sum(1) for gap in gaps)
     if not theirs.sum() > 0:
         raise ValueError("reference: expected one that is not perfect, got no error")
     ratio = float(ours.sum() / theirs.sum())

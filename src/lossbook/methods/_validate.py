@@ -5,6 +5,7 @@ under vmap and torch.compile and never wait for a GPU.
 """
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -32,6 +33,13 @@ def floating(name: str, value: object) -> Tensor:
     if not value.is_floating_point():
         raise ValueError(f"{name}: expected a floating-point tensor, got {value.dtype}")
     return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[object]:
+    """Where autocast does not reach: for products that half precision would spoil, on the device of a tensor."""
+    device = like.device.type
+    # Not every device has an autocast to switch off: the meta device has none.
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
 
 def shaped(name: str, value: object, shape: str) -> Tensor:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from lossbook.methods._validate import whole
+from lossbook.methods._validate import full_precision, whole
 
 __all__ = ["by_rows", "cosine_similarity", "inner_products", "pair_gradients", "unit"]
 
@@ -30,7 +30,7 @@ def unit(embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
 
 def inner_products(queries: Float[Tensor, "*b m d"], keys: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b m n"]:
     """Inner products, never in the half precision of autocast."""
-    with torch.autocast(queries.device.type, enabled=False):
+    with full_precision(queries):
         return queries @ keys.mT
 
 

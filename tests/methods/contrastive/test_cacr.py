@@ -1,11 +1,13 @@
 """CACR against loops over queries with torch.cdist, cross-entropy's softmax, and what the derivation promises."""
 
 import math
+from functools import partial
 from itertools import combinations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from support import agree, one_graph, rejects, unhooked
@@ -279,3 +281,13 @@ def test_bad_input_is_refused():
     rejects(cacr, good, reduction="max", names="reduction")
     rejects(cacr_from_cosines, torch.ones(2, 3), names="cosines")
     rejects(conditional_weights, torch.ones(3), scale=math.inf, names="scale")
+
+
+test_on_any_device = on_any_device(
+    partial(cacr, stack(), symmetric=True, rows=2),
+    partial(cacr_from_cosines, torch.eye(4)),
+    partial(conditional_weights, torch.rand(3, 4), scale=torch.tensor(2.0)),
+    partial(contrastive_attraction, stack()),
+    partial(contrastive_repulsion, stack(), detach=False, reduction="none"),
+    partial(rbf_repulsion, stack(), scale=torch.tensor(2.0)),
+)

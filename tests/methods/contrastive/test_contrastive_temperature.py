@@ -1,10 +1,12 @@
 """Softmax, hard and simple contrastive losses against PyTorch, metric-learning and plain loops, and what is derived."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from support import agree, extreme, one_graph, pair, rejects, unhooked
@@ -320,3 +322,14 @@ def test_bad_numbers_and_targets_are_refused():
     rejects(relative_penalties, torch.ones(1, 1), names="similarities")
     rejects(tolerance, good, torch.ones(3), names="targets")
     rejects(tolerance, good[:1], torch.ones(1, dtype=torch.long), names="embeddings")
+
+
+test_on_any_device = on_any_device(
+    partial(hard_info_nce, *pair(), rows=3),
+    partial(hard_info_nce, *pair(), share=0.3, positives=torch.arange(8)),
+    partial(relative_penalties, torch.eye(4), temperature=torch.tensor(0.1)),
+    partial(simple_contrastive, *pair(), share=0.3),
+    partial(simple_contrastive, *pair(), weight=torch.tensor(2.0), positives=torch.arange(8), rows=3),
+    partial(tolerance, pair()[0], torch.arange(8) % 3, rows=3),
+    partial(tolerance, pair()[0], torch.arange(8) % 3, joint=True),
+)

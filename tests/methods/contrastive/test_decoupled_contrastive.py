@@ -1,10 +1,12 @@
 """Decoupled contrastive losses against loops over the definition and pytorch-metric-learning's NT-Xent."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss
@@ -238,3 +240,10 @@ def test_bad_input_is_refused(loss):
     rejects(loss, good, good, reduction="max", names="reduction")
     rejects(loss, good, good, rows=0, names="rows")
     rejects(negative_von_mises_fisher_weights, good, good, sigma=-1.0, names="sigma")
+
+
+test_on_any_device = on_any_device(
+    partial(decoupled_contrastive, *pair(), symmetric=False, rows=3),
+    partial(decoupled_contrastive_weighted, *pair(), sigma=torch.tensor(0.5), detach_weights=False),
+    partial(negative_von_mises_fisher_weights, *pair()),
+)

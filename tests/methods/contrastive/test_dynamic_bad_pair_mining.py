@@ -1,11 +1,13 @@
 """The memory against a full table in numpy, the weights against SciPy's Gaussian, and what the derivation promises."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -148,8 +150,8 @@ def test_cantelli_bounds_each_tail(values, cut):
 
 @pytest.mark.parametrize(("deviation", "z", "weight"), [(0.05, 2.0, 1.0798), (0.1, 1.5, 1.2952)])
 def test_density_can_exceed_one_and_the_safe_forms_cannot(deviation, z, weight):
-    statistics = LossStatistics(torch.tensor(1.0).double(), torch.tensor(deviation).double())
-    losses, averages = torch.tensor([1 + z * deviation]).double(), torch.tensor([9.0]).double()
+    mean, deviation, losses, averages = torch.tensor([1.0, deviation, 1 + z * deviation, 9.0], dtype=torch.float64)
+    statistics, losses, averages = LossStatistics(mean, deviation), losses[None], averages[None]
     values = {form: pair_weights(losses, averages, statistics, form=form).item() for form in FORMS}
     assert values["density"] == pytest.approx(weight, abs=1e-4)
     assert values["capped"] == 1 and values["drop"] == 0
@@ -237,3 +239,14 @@ def test_bad_input_is_refused():
     assert "(2,)" in rejects(pair_weights, good, torch.ones(2), statistics, names="averages")
     rejects(pair_weights, good, good, statistics, form="soft", names="form")
     rejects(dynamic_bad_pair_loss, good, good, statistics, reduction="max", names="reduction")
+
+
+STATISTICS = LossStatistics(torch.tensor(1.0), torch.tensor(0.5))
+test_on_any_device = on_any_device(
+    partial(bad_pairs, torch.rand(6), STATISTICS),
+    *(partial(dynamic_bad_pair_loss, torch.rand(6), torch.rand(6), STATISTICS, form=form) for form in FORMS),
+    partial(loss_statistics, torch.rand(6)),
+    partial(pair_memory, 6, device="cpu"),
+    partial(pair_weights, torch.rand(6), torch.rand(6), STATISTICS, noisy_cut=torch.tensor(2.0)),
+    partial(record_losses, pair_memory(6), torch.rand(3), torch.tensor([0, 2, 5]), gain=torch.tensor(0.5)),
+)

@@ -1,8 +1,11 @@
 """Alignment and uniformity, against pairwise distances."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from support import agree, mapped_is_one_by_one, pair, rejects
 
 from lossbook.methods.contrastive import alignment, uniformity
@@ -35,3 +38,9 @@ def test_uniformity_in_blocks_is_the_same():
 def test_gradcheck_and_mapped(function):
     assert torch.autograd.gradcheck(function, pair(5, 3))
     mapped_is_one_by_one(function)
+
+
+test_on_any_device = on_any_device(
+    partial(alignment, *pair(), power=1.0),
+    partial(uniformity, pair()[0], rows=3),
+)

@@ -1,10 +1,12 @@
 """InfoNCE and NT-Xent, against PyTorch and pytorch-metric-learning."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from pytorch_metric_learning.losses import NTXentLoss
 from support import agree, mapped_is_one_by_one, one_graph, pair, rejects, unhooked
 
@@ -241,3 +243,12 @@ GROUPS = torch.tensor([0, 1, 1, 2, 3, 0])
 @pytest.mark.parametrize("function", [nt_xent, lambda x, y: info_nce(x, y, groups=GROUPS)], ids=["nt_xent", "info_nce"])
 def test_mapped_is_one_by_one(function):
     mapped_is_one_by_one(function)
+
+
+test_on_any_device = on_any_device(
+    partial(diagonal_cross_entropy, torch.eye(4), symmetric=True),
+    partial(info_nce, *pair(), temperature=torch.tensor(0.1), symmetric=True, groups=torch.arange(8) // 2),
+    partial(info_nce, *pair(), symmetric=True, rows=3, groups=torch.arange(8) // 2),
+    partial(nt_xent, *pair(), rows=3),
+    partial(two_view_terms, *pair(), temperature=torch.tensor(0.1)),
+)

@@ -1,10 +1,12 @@
 """Logit-DP against automatic differentiation pair by pair, the authors' formula and case, and what the sensitivity promises."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
@@ -369,3 +371,17 @@ def test_bad_input_is_refused():
         logit_dp_gradient, encoder, parameters, inputs, inputs, noise_multiplier=1.0, sensitivity=0.0,
         names="sensitivity",
     )  # fmt: skip
+
+
+ENCODED = (*network(), draw(4, 6), draw(4, 6, seed=1))  # an encoder, its parameters and two views
+MEMBERS = torch.tensor([True, True, False, True])
+test_on_any_device = on_any_device(
+    partial(logit_dp_gradient, *ENCODED, noise_multiplier=1.0),
+    partial(logit_dp_influence, torch.eye(4), clip=torch.tensor(0.5)),
+    partial(logit_dp_loss, *pair(4), torch.ones(4, 4), clip=torch.tensor(0.5), members=MEMBERS),
+    partial(logit_dp_loss, *pair(4)),
+    partial(logit_dp_sensitivity, 4),
+    partial(logit_dp_weights, torch.eye(4), torch.ones(4, 4), members=MEMBERS),
+    partial(logit_dp_weights, torch.eye(4), torch.ones(4, 4), temperature=torch.tensor(0.5)),
+    *(partial(pair_gradient_norms, *ENCODED, route=route, rows=3) for route in ("linear", "jacobian")),
+)

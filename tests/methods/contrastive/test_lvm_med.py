@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from scipy.optimize import linear_sum_assignment, quadratic_assignment
 from support import annotations_unchecked, extreme, one_graph, pair, rejects, unhooked
 
@@ -315,3 +317,18 @@ def test_gumbel_noise_has_the_standard_moments():
     draws = _gumbel(torch.empty(100_000, dtype=torch.float64), torch.Generator().manual_seed(0))
     assert draws.mean().item() == pytest.approx(0.5772156649, abs=0.02)
     assert draws.std().item() == pytest.approx(math.pi / math.sqrt(6), abs=0.02)
+
+
+NEIGHBOURS = nearest_rows(pair()[0], neighbours=2)
+EDGES = edge_affinity(*pair(), NEIGHBOURS, NEIGHBOURS)
+test_on_any_device = on_any_device(
+    partial(edge_affinity, *pair(), NEIGHBOURS, NEIGHBOURS),
+    partial(graph_convolution, pair()[0], NEIGHBOURS),
+    partial(graph_matching, torch.eye(8)),
+    partial(graph_matching, torch.eye(8), EDGES),
+    partial(graph_matching_loss, torch.eye(8), EDGES, strength=torch.tensor(80.0)),
+    partial(graph_matching_loss, torch.eye(8), noise=0.0, reduction="none"),
+    partial(local_affinity, *torch.randn(4, 3, 5, 2)),
+    partial(matching_objective, torch.eye(8), EDGES, torch.arange(8)),
+    partial(nearest_rows, pair()[0]),
+)

@@ -1,12 +1,14 @@
 """The three terms of MSBReg against plain NumPy and SciPy, and what the derivation promises."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from support import agree, one_graph, rejects, unhooked
 
 from lossbook.methods.contrastive import brownian, centroid_attraction, centroids, msbreg, singular_isotropy
@@ -205,3 +207,13 @@ def test_bad_input_is_refused():
     rejects(singular_isotropy, g, form="frobenius", names="form")
     rejects(singular_isotropy, z, names="embeddings")
     rejects(centroid_attraction, z, z, reduction="max", names="reduction")
+
+
+test_on_any_device = on_any_device(
+    partial(brownian, draw(2, 6, 4), draw(6, 4)),
+    partial(centroid_attraction, draw(2, 6, 4), draw(3, 6, 4), pull="centroid"),
+    partial(centroids, draw(2, 6, 4)),
+    partial(msbreg, draw(2, 6, 4), draw(3, 6, 4), draw(6, 4), singular=torch.tensor(0.1)),
+    partial(singular_isotropy, draw(6, 4), form="pairwise"),
+    partial(singular_isotropy, draw(4, 6), form="pairwise"),
+)

@@ -1,10 +1,12 @@
 """The Mann-Whitney loss against PyTorch's binary cross-entropy, scikit-learn's AUC and SciPy's U."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
@@ -257,3 +259,12 @@ def test_bad_input_is_refused():
     rejects(mann_whitney_from_scores, score, torch.ones(0), names="negatives")
     rejects(mann_whitney_from_scores, score, score.int(), names="negatives")
     rejects(mann_whitney_from_scores, score, score, over_negatives="max", names="over_negatives")
+
+
+GROUPS = torch.arange(12) // 2
+test_on_any_device = on_any_device(
+    partial(mann_whitney_from_cosines, torch.randn(6, 12), pool="query", groups=GROUPS, rows=4),
+    partial(mann_whitney_from_scores, *scores(), over_negatives="mean", rows=4),
+    partial(mann_whitney_loss, *batch(6, 1), groups=GROUPS, over_negatives="mean"),
+    partial(mann_whitney_loss, *batch(6, 1), temperature=torch.tensor(0.1), pool="query"),
+)

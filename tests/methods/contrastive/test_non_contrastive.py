@@ -1,8 +1,11 @@
 """VICReg, against NumPy."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from devices import on_any_device
 from support import mapped_is_one_by_one, pair
 
 from lossbook.methods.contrastive import vic_reg
@@ -23,3 +26,6 @@ def test_vic_reg_against_numpy():
 def test_gradcheck_and_mapped():
     assert torch.autograd.gradcheck(vic_reg, pair(5, 3))
     mapped_is_one_by_one(vic_reg)
+
+
+test_on_any_device = on_any_device(partial(vic_reg, *pair(), variance=torch.tensor(25.0)))

@@ -1,10 +1,12 @@
 """The temperature-free loss against PyTorch's cross-entropy of PyTorch's logit, and what the derivation promises."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from support import agree, extreme, one_graph, pair, rejects, unhooked
@@ -147,3 +149,9 @@ def test_bad_input_is_refused():
     rejects(temperature_free_info_nce, torch.ones(3), torch.ones(3), names="queries")
     rejects(temperature_free_info_nce, good.int(), good.int(), names="queries")
     rejects(temperature_free_info_nce, good, good, reduction="max", names="reduction")
+
+
+test_on_any_device = on_any_device(
+    partial(log_odds, torch.linspace(-1, 1, 5)),
+    partial(temperature_free_info_nce, *pair(), symmetric=True),
+)

@@ -2,10 +2,12 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from support import agree, one_graph, rejects, unhooked
@@ -262,3 +264,13 @@ def test_bad_input_is_refused():
     rejects(select_negatives, s, torch.ones(3), count=2, beta=math.inf, names="beta")
     rejects(reranker_loss, torch.ones(3), torch.ones(3), s, torch.zeros(3), names="positions")
     rejects(reranker_loss, torch.ones(3), torch.ones(3), s[:2], torch.zeros(3).long(), names="position_logits")
+
+
+test_on_any_device = on_any_device(
+    partial(judge_alignment, *lists(), temperature=torch.tensor(0.02)),
+    partial(judge_alignment_from_cosines, torch.rand(6, 5), torch.rand(6, 5), epsilon=1e-8),
+    partial(judge_score, torch.randn(6), torch.randn(6)),
+    partial(potential_negatives, torch.randn(6, 9), torch.arange(6), size=4, limit=0.9),
+    partial(reranker_loss, torch.randn(6), torch.randn(6), torch.randn(6, 5), torch.arange(6) % 5),
+    partial(select_negatives, torch.rand(6, 9), torch.rand(6), count=4, stride=2),
+)

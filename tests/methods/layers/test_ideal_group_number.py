@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device, only_on_cpu
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import one_graph, rejects, unhooked
@@ -82,7 +83,7 @@ def test_backward_is_a_projection_of_rank_m_minus_2(groups):
     for block, group in zip(range(0, 12, size), y.view(groups, size), strict=True):
         part = jacobian[block : block + size, block : block + size]
         normed = (group - group.mean()) / group.std(correction=0)
-        projection = torch.eye(size) - 1 / size - torch.outer(normed, normed) / size
+        projection = torch.eye(size, dtype=torch.float64) - 1 / size - torch.outer(normed, normed) / size
         torch.testing.assert_close(part * group.std(correction=0), projection)
         assert torch.linalg.matrix_rank(part, atol=1e-9) == size - 2
     outside = jacobian.clone()
@@ -646,3 +647,16 @@ def test_other_arguments():
 
     for value in (torch.ones(2), torch.ones(2).int(), (torch.ones(2),)):
         measure(Returns(value), torch.ones(2, 3), names="module('s output)?")
+
+
+test_on_any_device = on_any_device(
+    partial(conv_group_norm_gain, 16, 8, 2),
+    partial(group_norm_backward, torch.randn(2, 6, 5), torch.randn(2, 6, 5), 3, weight=torch.ones(6)),
+    partial(group_norm_gain, 16, 8, 2),
+    partial(ideal_group_number, 16, 8),
+    partial(isometric_group_number, 16, 8),
+    partial(measured_gain, nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), torch.randn(5, 4), samples=2),
+    only_on_cpu(
+        "what each layer sees decides its number of groups", set_group_numbers, After(nn.Identity()), torch.ones(4, 8)
+    ),
+)

@@ -1,10 +1,12 @@
 """Entropy-guided attention against PyTorch's own pieces, a loop over heads, and what the derivation promises."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from support import agree, one_graph, rejects, unhooked
@@ -341,3 +343,20 @@ def test_bad_input_is_refused():
     rejects(SpectralNormalisation, w, start=0, names="start")
     sizes = dict(layers=1, heads=1, width=2, hidden=2, length=2)
     rejects(nonlinear_operations, **{**sizes, "heads": 0}, names="heads")
+
+
+test_on_any_device = on_any_device(
+    partial(SpectralNormalisation(torch.randn(4, 3)), torch.randn(4, 3)),
+    partial(SpectralNormalisation, torch.randn(4, 3)),
+    partial(WeightNormalisation(), torch.rand(4, 1), torch.randn(4, 3)),
+    partial(attention_entropy, rows(2, 6), epsilon=1e-9),
+    partial(causal_attention, random(2, 6, 3), random(2, 6, 3), temperature=torch.ones(2)),
+    *(
+        partial(
+            entropy_penalty, random(2, 5, 3, 7), torch.rand(3), ceiling=ceiling, band=band, weight=torch.tensor(0.1)
+        )
+        for ceiling, band in (("row", "hinge"), ("context", "jump"))
+    ),
+    partial(merged_linear, random(4, 3), random(2, 4), first_bias=random(4)),
+    partial(nonlinear_operations, layers=1, heads=1, width=2, hidden=2, length=2),
+)

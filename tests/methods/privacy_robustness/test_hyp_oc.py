@@ -1,11 +1,13 @@
 """Hyp-OC against geoopt and PyTorch's cross-entropy, and what the derivation promises."""
 
 import math
+from functools import partial
 
 import geoopt
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from support import agree, extreme, one_graph, pair, rejects, unhooked
@@ -216,3 +218,12 @@ def test_bad_input_is_refused():
     rejects(HyperbolicHead, 0, names="dimensions")
     rejects(HyperbolicHead, 2, radius=0.0, names="radius")
     rejects(HyperbolicHead, 2, margin=1.0, names="margin")
+
+
+test_on_any_device = on_any_device(
+    partial(head(), pair()[0]),
+    partial(head(radius=None, riemannian=False), pair()[0]),
+    partial(hyp_oc, embedded(), pair(8, 2)[0], pair(8, 2)[1], confusion=torch.tensor(0.5)),
+    partial(hyperbolic_pairwise_confusion, embedded(), curvature=torch.tensor(0.1), inverse="arctan"),
+    partial(pseudo_negatives, pair()[0], torch.ones(5), pair()[1]),
+)

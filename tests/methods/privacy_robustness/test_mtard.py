@@ -1,12 +1,14 @@
 """B-MTARD against PyTorch's kl_div, SciPy's entropy and a plain loop of the official rules."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from support import agree, one_graph, rejects, unhooked
@@ -291,3 +293,14 @@ def test_bad_input_is_refused():
     rejects(b_mtard, good, other, good, other, start, names="adversarial_logits")
     rejects(b_mtard, good, good, other, good, start, names="clean_teacher_logits")
     rejects(b_mtard, good, good, good, good, start, form="other", names="form")
+
+
+BALANCE, RATE = start_balance(), torch.tensor(0.1)
+test_on_any_device = on_any_device(
+    partial(b_mtard, *four(), BALANCE, temperature_rate=RATE, weight_rate=RATE, form="official"),
+    partial(balance_temperatures, torch.ones(2), torch.rand(2), rate=RATE),
+    partial(balance_weights, torch.ones(2) / 2, torch.rand(2), torch.ones(2), rate=RATE),
+    partial(start_balance, device="cpu"),
+    partial(teacher_divergence, *four()[:2], temperature=torch.tensor(2.0), form="official"),
+    partial(tempered_entropy, four()[0], temperature=torch.tensor(2.0)),
+)

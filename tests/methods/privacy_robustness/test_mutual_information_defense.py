@@ -1,11 +1,13 @@
 """The information penalty against torch.distributions, scikit-learn and SciPy, and what the derivation promises."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device, only_on_cpu
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
@@ -341,3 +343,18 @@ def test_bad_input_is_refused():
     rejects(mid_tree, mean, targets, least=0, names="least")
     rejects(inversion_bound, torch.tensor(1.0), 1, names="values")
     rejects(inversion_bound, torch.tensor(1.0), 4, form="other", names="form")
+
+
+test_on_any_device = on_any_device(
+    partial(StochasticBottleneck(6, 3), torch.randn(8, 6)),
+    partial(bottleneck_information, *pair(), torch.randn(2, 8, 5)),
+    partial(bottleneck_sample, *pair()),
+    partial(inversion_bound, torch.rand(3), 4),
+    partial(inversion_bound, torch.rand(3), 4, form="fano"),
+    partial(linear_gaussian_information, torch.ones(3), torch.eye(3), noise=torch.tensor(0.5)),
+    partial(linear_gaussian_mid, torch.eye(3), torch.ones(3), noise=0.5, penalty=torch.tensor(0.3)),
+    partial(linear_gaussian_shrinkage, torch.rand(3), noise=torch.tensor(0.5), penalty=0.3),
+    partial(mid_kl, *pair(), form="code"),
+    partial(mid_loss, torch.randn(8, 3), torch.arange(8) % 3, *pair(), beta=torch.tensor(0.01)),
+    only_on_cpu("a tree grows by the values of what is left in its nodes", mid_tree, *rows()),
+)

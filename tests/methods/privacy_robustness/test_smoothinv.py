@@ -1,12 +1,14 @@
 """SmoothInv against PyTorch's own optimiser and projection, SciPy's normal distribution, and what the derivation promises."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from devices import on_any_device, only_on_cpu
 from support import agree, one_graph, rejects, unhooked
 from torch import nn
 
@@ -426,3 +428,18 @@ def test_sampled_gradient_of_a_finite_sample_may_exceed_the_bound():
     p = z.softmax(-1).mean(1)[0, 0]
     (gradient,) = torch.autograd.grad(p, x)
     assert gradient.norm() > 1 / (0.25 * np.sqrt(2 * np.pi))
+
+
+TARGETS = torch.tensor([0, 1, 2])
+TOWARDS = {"denoiser": lambda diffused, step: diffused, "alphas_cumprod": ALPHAS}
+test_on_any_device = on_any_device(
+    only_on_cpu("the step is a Python number", diffusion_step, ALPHAS, 0.25),
+    partial(mask_inversion, network(), images(support=2), TARGETS, steps=3),
+    partial(smooth_inversion, network(), images(support=2), TARGETS, radius=torch.ones(3), samples=2, steps=3),
+    only_on_cpu(
+        "the denoiser's step is a Python number", smooth_inversion, network(), images(), TARGETS, steps=1, **TOWARDS
+    ),
+    partial(smoothed_cross_entropy, draw(3, 5, 4), TARGETS),
+    partial(smoothed_gradient_bound, torch.rand(3)),
+    partial(smoothed_logits, network(), images()[:, 0], draw(3, 5, 1, 4, 4), sigma=torch.rand(3)),
+)

@@ -1,10 +1,12 @@
 """WEAT against PyTorch's own losses put together by hand, and what the derivation promises of energies."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
+from devices import on_any_device
 from support import agree, extreme, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.adversarial import trades
@@ -149,3 +151,12 @@ def test_bad_input_is_refused():
     rejects(marginal_energy, z[0], names="logits")
     rejects(energy_weights, None, names="logits")
     rejects(divergence_in_energies, z, z[:2], names="adversarial_logits")
+
+
+test_on_any_device = on_any_device(
+    partial(divergence_in_energies, *pair()),
+    partial(energy_weights, pair()[0]),
+    partial(joint_energy, pair()[0], TARGETS),
+    partial(marginal_energy, pair()[0]),
+    partial(weat, *pair(), TARGETS, form="adversarial", weights=torch.rand(8)),
+)

@@ -322,7 +322,7 @@ def _solve(problems: Tensor, edges: Edges | None) -> Tensor:
     """Matchings of several problems that differ in their vertices alone, `(m, n, n)` to `(m, n)`."""
     if edges is None:
         return _assignment(problems)
-    affinity = floating("edges", edges.affinity).detach()
+    affinity = floating("edges", edges.affinity).detach().to(problems.dtype)
     shared = (value.expand(len(problems), *value.shape) for value in (affinity, edges.first, edges.second))
     return _two_swap(problems, *shared)
 

@@ -12,6 +12,7 @@ from lossbook.methods._validate import (
     Reduction,
     alike,
     floating,
+    full_precision,
     indices,
     number,
     one_of,
@@ -288,7 +289,7 @@ def judge_alignment(
     n, d = queries.shape
     if candidates.ndim != 3 or candidates.shape[::2] != (n, d) or 0 in candidates.shape:
         raise ValueError(f"candidates: expected shape ({n}, m, {d}) with m at least 1, got {tuple(candidates.shape)}")
-    with torch.autocast(queries.device.type, enabled=False):
+    with full_precision(queries):
         cosines = (unit(queries)[:, None] * unit(candidates)).sum(-1)
     return judge_alignment_from_cosines(
         cosines, scores, temperature=temperature, divergence=divergence, epsilon=epsilon, reduction=reduction

@@ -467,7 +467,7 @@ def mid_tree(
         >>> round(tree.leaf_entropy, 3), stump.leaf_entropy
         (0.693, 0.0)
     """
-    inputs = shaped("inputs", inputs, "n d")
+    inputs = shaped("inputs", inputs, "n d").detach()
     indices("targets", targets, len(inputs))
     number("penalty", penalty, least=0.0)
     whole("depth", depth)
