@@ -34,7 +34,7 @@ def on_any_device(*examples: partial | OnlyOnCPU) -> Callable[[Any], None]:
 
     Each is a `functools.partial` of a public function or module with all its arguments; the tensors and modules among
     them are moved, and so is `device="cpu"`. Together the examples reach every branch that makes a tensor. A test file
-    calls it `test_on_any_device`, by which `tests/methods/test_examples.py` finds out what has no example yet.
+    calls it `test_on_any_device`, by which `tests/methods/test_devices.py` finds out what has no example yet.
     """
 
     @pytest.mark.parametrize("example", examples, ids=lambda example: _name(_call(example)))
