@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from functools import partial
 
 import pytest
@@ -272,12 +273,18 @@ def test_compile_without_graph_breaks():
         return module.graph_matching_loss(vertices, module.Edges(affinity, *edges[1:]), noise=0.0)
 
     compiled = one_graph(loss)(vertices, edges.affinity)
-    ours = graph_matching_loss(vertices, edges, noise=0.0)  # the first copy still works beside the second
+    ours = graph_matching_loss(vertices, edges, noise=0.0)
     torch.testing.assert_close(compiled, ours)
     for one, other in zip(
         *(torch.autograd.grad(each, (vertices, edges.affinity)) for each in (compiled, ours)), strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+def test_a_second_import_leaves_the_operators_of_the_first():
+    # PyTorch would free them, and a later call would read what is no longer there.
+    again, ours = unhooked(graph_matching.__module__), sys.modules[graph_matching.__module__]
+    assert again is not ours and again._assignment is ours._assignment and again._two_swap is ours._two_swap
 
 
 def test_bad_input_is_refused():

@@ -371,8 +371,7 @@ def _check_vertices(vertices: Tensor, edges: Edges | None) -> Tensor:
 # does not look inside.
 
 
-@torch.library.custom_op("lossbook::assignment", mutates_args=())
-def _assignment(affinity: Tensor) -> Tensor:
+def _assign(affinity: Tensor) -> Tensor:
     """Linear assignment of each problem of a batch, `(b, n, n)` to `(b, n)`."""
     # The library needs SciPy for this alone.
     from scipy.optimize import linear_sum_assignment
@@ -382,8 +381,7 @@ def _assignment(affinity: Tensor) -> Tensor:
     return torch.from_numpy(np.stack(columns)).to(affinity.device, torch.int64)
 
 
-@torch.library.custom_op("lossbook::two_swap", mutates_args=())
-def _two_swap(vertices: Tensor, edges: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def _swap(vertices: Tensor, edges: Tensor, first: Tensor, second: Tensor) -> Tensor:
     r"""Steepest ascent by swaps from the linear solution, for each problem of a batch.
 
     With $S=C+C^\top$ the symmetric form of the quadratic term and $G=c^v+Sv$, exchanging the matches of $r$ and $s$
@@ -401,7 +399,7 @@ def _two_swap(vertices: Tensor, edges: Tensor, first: Tensor, second: Tensor) ->
     symmetric = symmetric.view(b, n * n, n * n)
     flat = symmetric.view(b, -1)
 
-    matching = _assignment(vertices)
+    matching = _assign(vertices)
     for _ in range(n * n):
         own = rows * n + matching  # the pairs (i, pi(i)), as rows of S
         slopes = vertices + symmetric.gather(2, own[:, None].expand(b, n * n, n)).sum(2).view(b, n, n)
@@ -423,27 +421,31 @@ def _two_swap(vertices: Tensor, edges: Tensor, first: Tensor, second: Tensor) ->
     return matching
 
 
-@_assignment.register_fake
-def _(affinity: Tensor) -> Tensor:
-    return affinity.new_empty(affinity.shape[:2], dtype=torch.int64)
+def _matchings(problems: Tensor, *_: Tensor) -> Tensor:
+    """What the solvers return, without values."""
+    return problems.new_empty(problems.shape[:2], dtype=torch.int64)
 
 
-@_two_swap.register_fake
-def _(vertices: Tensor, edges: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    return vertices.new_empty(vertices.shape[:2], dtype=torch.int64)
+def _operator(name: str, solver: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The solver as an operator of PyTorch.
+
+    Only the first import defines it: PyTorch frees an operator that is defined anew, under whoever still calls it.
+    """
+    if not hasattr(torch.ops.lossbook, name):
+        operator = torch.library.custom_op(f"lossbook::{name}", solver, mutates_args=())
+        operator.register_fake(_matchings)
+
+        def mapped(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
+            batches = [
+                value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
+                for value, dim in zip(tensors, in_dims, strict=True)
+            ]
+            lead = batches[0].shape[:2]
+            return operator(*(each.reshape(-1, *each.shape[2:]) for each in batches)).view(*lead, -1), 0
+
+        operator.register_vmap(mapped)
+    return getattr(torch.ops.lossbook, name).default
 
 
-def _mapped(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
-    def rule(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> tuple[Tensor, int]:
-        batches = [
-            value.expand(info.batch_size, *value.shape) if dim is None else value.movedim(dim, 0)
-            for value, dim in zip(tensors, in_dims, strict=True)
-        ]
-        lead = batches[0].shape[:2]
-        return operator(*(each.reshape(-1, *each.shape[2:]) for each in batches)).view(*lead, -1), 0
-
-    return rule
-
-
-_assignment.register_vmap(_mapped(_assignment))
-_two_swap.register_vmap(_mapped(_two_swap))
+_assignment = _operator("assignment", _assign)
+_two_swap = _operator("two_swap", _swap)
