@@ -18,7 +18,13 @@ __all__ = [
 
 
 def accuracy(logits: Float[Tensor, "*runs n k"], targets: Int[Tensor, " n"]) -> Float[Tensor, "*runs"]:
-    """Share of rows whose largest logit is the target's."""
+    """Share of rows whose largest logit is the target's.
+
+    Examples:
+        >>> logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [5.0, 0.0]])
+        >>> round(lab.accuracy(logits, torch.tensor([0, 1, 1])).item(), 3)
+        0.667
+    """
     return (logits.argmax(-1) == targets.to(logits.device)).double().mean(-1)
 
 
@@ -35,6 +41,12 @@ def linear_probe(
         targets: the class of each row.
         tests: pairs of features and targets.
         penalty: inverse strength of the squared-norm penalty, scikit-learn's `C`.
+
+    Examples:
+        >>> features, targets = torch.linspace(-1, 1, 20)[:, None], torch.arange(20) // 10
+        >>> test = torch.tensor([[-0.5], [0.5]]), torch.tensor([0, 1])
+        >>> lab.linear_probe(features, targets, test)
+        [1.0]
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -55,7 +67,14 @@ def k_nearest_neighbours(
     *tests: tuple[Float[Tensor, "m d"], Int[Tensor, " m"]],
     neighbours: int = 5,
 ) -> list[float]:
-    """Accuracies, on each test set, of the majority among the nearest rows by cosine."""
+    """Accuracies, on each test set, of the majority among the nearest rows by cosine.
+
+    Examples:
+        >>> features, targets = torch.eye(2).repeat_interleave(5, 0), torch.arange(10) // 5
+        >>> test = torch.eye(2), torch.tensor([0, 1])
+        >>> lab.k_nearest_neighbours(features, targets, test)
+        [1.0]
+    """
     from sklearn.neighbors import KNeighborsClassifier
 
     model = KNeighborsClassifier(neighbours, metric="cosine").fit(_array(features), _array(targets))
@@ -79,6 +98,12 @@ def accuracies(
 
     Raises:
         ValueError: if there are no features of "train", or no targets for a split.
+
+    Examples:
+        >>> train, test = torch.eye(2).repeat(3, 5, 1), torch.eye(2).repeat(3, 1, 1)  # three runs
+        >>> targets = {"train": torch.arange(10) % 2, "test": torch.arange(2)}
+        >>> lab.accuracies({"train": train, "test": test}, targets)["test accuracy"].tolist()
+        [100.0, 100.0, 100.0]
     """
     for name in ("train", *features):
         if name not in features or name not in targets:

@@ -27,6 +27,12 @@ def retrieval(
 
     Raises:
         ValueError: if a query has nothing relevant, or fewer passages than a cutoff.
+
+    Examples:
+        >>> scores = torch.tensor([[0.9, 0.1, 0.2], [0.1, 0.3, 0.8], [0.0, 0.1, 0.7]])
+        >>> found = representations.retrieval(scores, cutoffs=(1, 2))
+        >>> {name: round(value.item(), 3) for name, value in found.items()}
+        {'recall@1': 0.667, 'recall@2': 1.0, 'mrr@2': 0.833, 'ndcg@2': 0.877}
     """
     if relevant is None:
         relevant = torch.eye(*scores.shape[-2:], dtype=torch.bool)
@@ -56,6 +62,12 @@ def effective_rank(features: Float[Tensor, "*runs n d"]) -> Float[Tensor, "*runs
 
     with $\sigma_k$ the singular values; between 1 (all on one line) and $\min(n,d)$. Subtract the mean beforehand to
     measure variation about it. Features that are all zero have rank 1.
+
+    Examples:
+        >>> round(representations.effective_rank(torch.eye(3)).item(), 3)
+        3.0
+        >>> round(representations.effective_rank(torch.ones(5, 3)).item(), 3)
+        1.0
     """
     energy = torch.linalg.svdvals(features.double()).square()
     total = energy.sum(-1, keepdim=True)
@@ -83,6 +95,12 @@ def frechet_distance(
 
     Source:
         Heusel et al. (2017), arXiv:1706.08500.
+
+    Examples:
+        >>> features = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0], [2.0, 2.0]])
+        >>> moved = features + torch.tensor([3.0, 4.0])
+        >>> round(representations.frechet_distance(features, moved).item(), 3)
+        25.0
     """
     for name, value in (("features", features), ("others", others)):
         if value.shape[-2] < 2:

@@ -36,6 +36,11 @@ def trades(
 
     Source:
         Zhang et al. (2019), arXiv:1901.08573, equation 5; the default weight is that of the authors' code.
+
+    Examples:
+        >>> logits, attacked = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.0]])
+        >>> round(adversarial.trades(logits, attacked, torch.tensor([0]), weight=6.0).item(), 3)
+        1.137
     """
     number("weight", weight, least=0.0)
     logits, adversarial_logits = logit_pair(logits, adversarial_logits)

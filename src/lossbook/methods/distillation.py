@@ -43,6 +43,12 @@ def ard(
     Source:
         Goldblum, Fowl, Feizi and Goldstein (2020), arXiv:1905.09747; defaults and the use of a mean over classes, which
         is not taken here, are those of the authors' code.
+
+    Examples:
+        >>> logits, attacked = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.0]])
+        >>> teacher, targets = torch.tensor([[3.0, 0.0]]), torch.tensor([0])
+        >>> round(distillation.ard(logits, attacked, teacher, targets, temperature=2.0).item(), 3)
+        0.586
     """
     positive("temperature", temperature)
     number("weight", weight, 0.0, 1.0)
@@ -81,6 +87,12 @@ def rslad(
 
     Source:
         Zi, Zhao, Ma and Jiang (2021), arXiv:2108.07969; the default weight is that of the authors' code.
+
+    Examples:
+        >>> logits, attacked = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.0]])
+        >>> teacher = torch.tensor([[3.0, 0.0]])
+        >>> round(distillation.rslad(logits, attacked, teacher).item(), 3)
+        0.261
     """
     number("weight", weight, 0.0, 1.0)
     _, teacher_logits = logit_pair(logits, teacher_logits, ("logits", "teacher_logits"))

@@ -27,6 +27,11 @@ def kl_divergence(
 
     Raises:
         ValueError: for shapes or dtypes other than these.
+
+    Examples:
+        >>> logits, others = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2)
+        >>> divergences.kl_divergence(logits, others, reduction="none").round(decimals=3)
+        tensor([0.3280, 0.0000])
     """
     log_p, log_q = (value.log_softmax(-1) for value in logit_pair(logits, others, ("logits", "others")))
     return reduce((log_p.exp() * (log_p - log_q)).sum(-1), reduction)

@@ -21,6 +21,11 @@ def unit(embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
 
     The row is first divided by its largest entry. The direction does not depend on scale, so this
     constant needs no gradient; it keeps the squares from overflowing or vanishing.
+
+    Examples:
+        >>> similarities.unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).round(decimals=3)
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
     """
     largest = embeddings.detach().abs().amax(-1, keepdim=True)
     scaled = embeddings / torch.where(largest == 0, 1, largest)
@@ -29,7 +34,13 @@ def unit(embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
 
 
 def inner_products(queries: Float[Tensor, "*b m d"], keys: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b m n"]:
-    """Inner products, never in the half precision of autocast."""
+    """Inner products, never in the half precision of autocast.
+
+    Examples:
+        >>> similarities.inner_products(torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([[1., 3.],
+                [2., 4.]])
+    """
     with full_precision(queries):
         return queries @ keys.mT
 
@@ -39,6 +50,11 @@ def cosine_similarity(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"])
 
     Rounding may leave $[-1,1]$ by an ulp, a matrix product in TensorFloat-32 by far more. Autocast is
     switched off inside.
+
+    Examples:
+        >>> queries, keys = torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 0.0], [1.0, 1.0]])
+        >>> similarities.cosine_similarity(queries, keys).round(decimals=3)
+        tensor([[1.0000, 0.7070]])
     """
     return inner_products(unit(queries), unit(keys))
 
@@ -62,6 +78,11 @@ def by_rows(
 
     Raises:
         ValueError: if `rows` is not a positive whole number.
+
+    Examples:
+        >>> queries, keys = torch.arange(8.0).reshape(4, 2), torch.eye(2)
+        >>> similarities.by_rows(lambda some, index: (some @ keys.mT).amax(1), queries, rows=2)
+        tensor([1., 3., 5., 7.])
     """
     if rows is not None:
         whole("rows", rows)
@@ -82,5 +103,11 @@ def pair_gradients(
     Args:
         loss: of a matrix of similarities, such as `lambda s: diagonal_cross_entropy(s / 0.1, reduction="sum")`.
         similarities: where the gradient is taken.
+
+    Examples:
+        >>> loss = lambda cosines: torch.nn.functional.cross_entropy(cosines, torch.arange(2))
+        >>> similarities.pair_gradients(loss, torch.eye(2)).round(decimals=3)
+        tensor([[-0.1340,  0.1340],
+                [ 0.1340, -0.1340]])
     """
     return torch.func.grad(loss)(similarities)

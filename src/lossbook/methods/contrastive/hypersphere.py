@@ -21,6 +21,11 @@ def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], *, powe
 
     Source:
         Wang and Isola (2020), arXiv:2005.10242, sec. 4.1.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> round(alignment(x, x).item(), 3), round(alignment(x, -x).item(), 3)
+        (0.0, 4.0)
     """
     positive("power", power)
     first, second = map(unit, paired(first, second, ("first", "second")))
@@ -45,6 +50,10 @@ def uniformity(embeddings: Float[Tensor, "n d"], *, scale: float = 2.0, rows: in
 
     Source:
         Wang and Isola (2020), arXiv:2005.10242, sec. 4.1.
+
+    Examples:
+        >>> [round(uniformity(x).item(), 3) for x in (torch.eye(4), torch.ones(4, 4))]
+        [-4.0, 0.0]
     """
     positive("scale", scale)
     embeddings, _ = paired(embeddings, embeddings, ("embeddings", "embeddings"))

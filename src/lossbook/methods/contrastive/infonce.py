@@ -20,6 +20,11 @@ def diagonal_cross_entropy(
     $$\ell_i=-\log\frac{e^{s_{ii}}}{\sum_j e^{s_{ij}}}$$
 
     With `symmetric`, the mean of the losses over rows and over columns.
+
+    Examples:
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+        >>> diagonal_cross_entropy(logits, reduction="none").round(decimals=3)
+        tensor([0.1270, 0.6930])
     """
     positives = logits.diagonal()
     losses = torch.logsumexp(logits, 1) - positives
@@ -63,6 +68,13 @@ def info_nce(
     Source:
         van den Oord, Li and Vinyals (2018), arXiv:1807.03748, eq. 4; with cosines and a temperature as in
         Chen, Kornblith, Norouzi and Hinton (2020), arXiv:2002.05709, eq. 1.
+
+    Examples:
+        >>> x = torch.eye(3)
+        >>> round(info_nce(x, x, temperature=1.0).item(), 3)
+        0.551
+        >>> info_nce(x, x, temperature=1.0, reduction="none").shape
+        torch.Size([3])
     """
     positive("temperature", temperature)
     queries, keys = paired(queries, keys)
@@ -114,6 +126,11 @@ def two_view_terms(
 
     Returns:
         $s$ and $u$, first views first.
+
+    Examples:
+        >>> pull, push = two_view_terms(torch.eye(3), torch.eye(3), temperature=0.5)
+        >>> pull.round(decimals=3), push.round(decimals=3)
+        (tensor([2., 2., 2., 2., 2., 2.]), tensor([1.3860, 1.3860, 1.3860, 1.3860, 1.3860, 1.3860]))
     """
     positive("temperature", temperature)
     first, second = map(unit, paired(first, second, ("first", "second")))
@@ -155,6 +172,13 @@ def nt_xent(
 
     Source:
         Chen, Kornblith, Norouzi and Hinton (2020), arXiv:2002.05709, eq. 1.
+
+    Examples:
+        >>> x = torch.eye(3)
+        >>> round(nt_xent(x, x, temperature=1.0).item(), 3)
+        0.905
+        >>> nt_xent(x, x, reduction="none").shape
+        torch.Size([6])
     """
     pull, push = two_view_terms(first, second, temperature=temperature, rows=rows)
     return reduce(torch.logaddexp(push, pull) - pull, reduction)

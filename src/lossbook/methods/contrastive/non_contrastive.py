@@ -31,6 +31,11 @@ def vic_reg(
 
     Source:
         Bardes, Ponce and LeCun (2022), arXiv:2105.04906, eq. 6; the half before the variance as in their code.
+
+    Examples:
+        >>> x = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
+        >>> [round(vic_reg(x, y).item(), 3) for y in (x, x + 1, torch.zeros(4, 2))]
+        [0.0, 25.0, 37.375]
     """
     first, second = paired(first, second, ("first", "second"))
     n, d = first.shape

@@ -80,7 +80,8 @@ def divergence_in_energies(
     Examples:
         >>> logits, attacked = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])
         >>> joint, marginal = divergence_in_energies(logits, attacked)
-        >>> torch.allclose(joint + marginal, kl_divergence(logits, attacked, reduction="none"))
+        >>> divergence = divergences.kl_divergence(logits, attacked, reduction="none")
+        >>> torch.allclose(joint + marginal, divergence)
         True
     """
     logits, adversarial_logits = logit_pair(logits, adversarial_logits)
@@ -153,7 +154,7 @@ def weat(
         >>> round(weat(logits, attacked, torch.tensor([0])).item(), 3)
         0.508
         >>> unweighted = weat(logits, attacked, torch.tensor([0]), weights=torch.ones(1))
-        >>> torch.allclose(unweighted, trades(logits, attacked, torch.tensor([0])))
+        >>> torch.allclose(unweighted, adversarial.trades(logits, attacked, torch.tensor([0])))
         True
     """
     one_of("form", form, "natural", "adversarial")
