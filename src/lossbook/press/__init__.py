@@ -2,7 +2,7 @@
 
     cli          the command `lossbook`: a file a command or two, their options, what is printed
     extensions   Sphinx: docstrings, formulas, glossary, what an edit reaches, theme
-    site         rendering the site, serving it, links that lead elsewhere
+    site         rendering the site, checking its pages, serving it, links that lead elsewhere
     pages        the source of the book: pages of papers, gallery, scoreboard, reference, ...
     findings     what runs found: ledgers, tables, figures of sweeps, records, comparisons
     runs         parameters, grids, keys, kernels and limits, one run, many runs side by side

@@ -44,7 +44,7 @@ def build(
     from lossbook.press.progress import track
     from lossbook.press.runs import engine, keys, notebooks
     from lossbook.press.runs.parameters import Parameters
-    from lossbook.press.site import render
+    from lossbook.press.site import check, render
 
     project: Project = context.obj.project
     if more and not only:
@@ -95,7 +95,11 @@ def build(
         else:
             with track(notes, f"rendering the site, {len(executed)} of {len(project.papers)} papers"):
                 render.render(project, source)
-    typer.echo(f"{project.site / 'index.html'}")
+        for words in check.check(project):
+            complaints.append(words)
+            notes.print(words, markup=False)
+    for name in [paper.page for paper in chosen] if only else ["index"]:
+        typer.echo(f"{project.site / name}.html")
     if complaints:
         raise PressError(
             "the site is built, but not everything went well:\n" + "\n".join(f"  {text}" for text in complaints)

@@ -24,7 +24,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeGuard
 
@@ -162,8 +162,6 @@ class _Uses:
     # Modules that importing within it runs, and those imported with a star.
     imports: set[str] = field(default_factory=set)
     stars: set[str] = field(default_factory=set)
-    # What names mean that are imported anywhere in it.
-    bound: dict[str, list[Chain]] = field(default_factory=dict)
     words: set[str] = field(default_factory=set)
     anywhere: bool = False
     text: bool = False
@@ -256,8 +254,6 @@ class _Reader(ast.NodeVisitor):
     def visit_Import(self, node: ast.Import | ast.ImportFrom) -> None:
         modules, bound, star = _imported(node, self._package)
         self.found.imports |= modules
-        for name, target in bound.items():
-            self.found.bound.setdefault(name, []).append(target)
         if star:
             self.found.stars.add(star)
         if self._in_class:
@@ -550,10 +546,19 @@ class Library:
 
     def reach(self, cells: Iterable[str]) -> Reached:
         """What a notebook's code reaches."""
-        found, unclear = _uses_of_cells(tuple(cells))
-        # Of what cannot be read, the worst is assumed.
-        found = replace(found, anywhere=found.anywhere or any(self.name in text for text in unclear))
-        cells_module = _Cells(found.bound)
+        statements, unclear = read_cells(cells)
+        found = _uses(statements, "")
+        for text in unclear:
+            # Of what cannot be read, the worst is assumed.
+            found.anywhere |= self.name in text
+            found.uses |= {_Use(tuple(chain)) for chain in _names_in(text)}
+        targets: dict[str, list[Chain]] = {}
+        for statement in statements:
+            for node in ast.walk(statement):
+                if isinstance(node, ast.Import | ast.ImportFrom):
+                    for name, target in _imported(node, "")[1].items():
+                        targets.setdefault(name, []).append(target)
+        cells_module = _Cells(targets)
         facts, labels, text = self._resolved(cells_module, found)
         # All that cells import runs, and its version counts, used or not.
         libraries = set(facts.libraries)
@@ -924,15 +929,6 @@ class _Cells:
     targets: dict[str, list[Chain]]
 
 
-@functools.lru_cache(maxsize=256)
-def _uses_of_cells(cells: tuple[str, ...]) -> tuple[_Uses, list[str]]:
-    """What cells use, and what is no Python in them, of which names are taken as they stand."""
-    statements, unclear = read_cells(cells)
-    found = _uses(statements, "")
-    found.uses |= {_Use(tuple(chain)) for text in unclear for chain in _names_in(text)}
-    return found, unclear
-
-
 def _names_in(text: str) -> Iterator[list[str]]:
     """Chains of names in a text that is no Python."""
     for match in re.finditer(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*", text):
@@ -945,12 +941,12 @@ def _is_called(node: ast.AST, name: str) -> TypeGuard[ast.FunctionDef | ast.Asyn
 
 def _without(found: _Uses, names: set[str]) -> _Uses:
     kept = {use for use in found.uses if use.chain[0] not in names}
-    return replace(found, uses=kept)
+    return _Uses(kept, found.imports, found.stars, found.words, found.anywhere, found.text)
 
 
 def _without_imports_by_name(found: _Uses) -> _Uses:
     uses = {_Use(use.chain, use.absolute, True) if use.chain[-1] == "import_module" else use for use in found.uses}
-    return replace(found, uses=uses)
+    return _Uses(uses, found.imports, found.stars, found.words, found.anywhere, found.text)
 
 
 def _loads_what_is_asked_for(module: _Module, name: str) -> bool:

@@ -1,1 +1,1 @@
-"""The finished site: rendering, serving, links that lead elsewhere."""
+"""The finished site: rendering, checking, serving, links that lead elsewhere."""
