@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book serve test lint types format hooks changelog clean
+.PHONY: help environment book page serve test lint types format hooks changelog clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 book: environment ## run every notebook at the profile `quick` and build the site
 	$(BIN)/lossbook build
+
+page: environment ## the same for one paper: make page PAPER=slug
+	$(BIN)/lossbook build --only $(or $(PAPER),$(error which paper? make page PAPER=slug))
 
 serve: environment ## show the site that was built last
 	$(BIN)/lossbook serve
@@ -46,8 +49,13 @@ format: environment ## mend the style, where a tool can
 hooks: environment ## check before every commit and push (.pre-commit-config.yaml)
 	$(BIN)/pre-commit install
 
-test: lint ## lint, all tests, every notebook at the profile `smoke`; pictures of pages stay in _build/screenshots
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --cov --cov-report term:skip-covered
+test: $(if $(PAPER),environment,lint) ## lint, all tests, every notebook at the profile `smoke`; make test PAPER=slug: one paper's
+ifdef PAPER
+	$(BIN)/pytest --paper $(PAPER) $(wildcard tests/methods/*/test_$(PAPER).py) tests/site/test_pages.py \
+		--deselect tests/site/test_pages.py::test_what_is_bad_in_a_page_is_found
+else
+	$(BIN)/pytest --numprocesses 2 --dist load --maxschedchunk 1 --cov --cov-report term:skip-covered
+endif
 
 changelog: environment ## before a release: write its papers into CHANGELOG.md
 	$(BIN)/python -m lossbook.press.pages.changelog

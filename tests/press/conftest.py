@@ -80,7 +80,7 @@ class Tiny:
     def __init__(self, root: Path):
         self.root = root
         (root / "book").mkdir(parents=True)
-        for folder in ("_static", "inventories"):
+        for folder in ("_static", "_templates", "inventories"):
             shutil.copytree(ROOT / "book" / folder, root / "book" / folder)
         shutil.copy(ROOT / "_config.yml", root)
         self.started = []

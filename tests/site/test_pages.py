@@ -1,44 +1,35 @@
-"""Every page of the site, however many there are: each is opened once at a width and a colour scheme, and looked at."""
+"""Pages in a browser: as `visits` chooses them, each at a width and a colour scheme.
 
-import re
-from collections import defaultdict
-from dataclasses import dataclass
-from html.parser import HTMLParser
-from itertools import product
+What can be said of a page without a browser is said by the build, of every page; see `lossbook.press.site.check`.
+"""
+
+import os
+from importlib.metadata import version
 from pathlib import Path
-from urllib.parse import unquote, urldefrag, urlsplit
 
 import pytest
+import visits
+from filelock import FileLock
 
-# The site is built once, so whoever builds it looks at all of it.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("site")]
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PAPERS = sorted(f"{path.parent.name}/{path.stem}" for path in ROOT.glob("notebooks/*/*.py"))
-WIDTHS = (1280, 390)
-SCHEMES = ("light", "dark")
-# Pages alike, of which so many are opened at every width in every scheme, the others twice.
-SAMPLE = 2
+# Visits are dealt to so many tests, which any worker may take.
+SHARES = 12
+STORE = visits.Store(ROOT / "_build" / "visits")
 # Kept for people to look at.
 SHOTS = ROOT / "_build" / "screenshots"
 SHOWN = {"intro", "gallery", "scoreboard", "roadmap", "api/index", *PAPERS[:1]}
 
-FORMULAS = """() => {
-    const text = document.querySelector('main').cloneNode(true);
-    text.querySelectorAll('pre, code, script, mjx-container').forEach(e => e.remove());
-    return {
-        sources: document.querySelectorAll('span.math, div.math').length,
-        rendered: document.querySelectorAll('mjx-container').length,
-        errors: document.querySelectorAll('mjx-merror').length,
-        hidden: [...document.querySelectorAll('div.math > mjx-container')].filter(e =>
-            e.firstElementChild.getBoundingClientRect().left < e.getBoundingClientRect().left - 1).length,
-        text: text.textContent,
-    };
-}"""
-IMAGES = """() => [...document.querySelectorAll('main img')].map(i =>
-    [i.complete && i.naturalWidth > 0, i.alt, i.getBoundingClientRect().width])"""
-BARE = """() => [...document.querySelectorAll('main figure:not(.lossbook-map)')].filter(e =>
-    !(e.querySelector('figcaption')?.textContent.trim().length > 20)).map(e => e.outerHTML.slice(0, 200))"""
+# Pictures further down are there before they are looked at.
+LOAD = """Promise.all([...document.images].map(image => {
+    image.loading = 'eager'; return image.decode().catch(() => null); }))"""
+# Of displayed formulas that are wider than their box, the left end must be in sight.
+HIDDEN = """() => [...document.querySelectorAll('div.math > mjx-container')].filter(e =>
+    e.firstElementChild.getBoundingClientRect().left < e.getBoundingClientRect().left - 1).map(e => e.outerHTML.slice(0, 120))"""
+IMAGES = """() => [...document.querySelectorAll('main img')].filter(i =>
+    !(i.complete && i.naturalWidth > 0 && i.getBoundingClientRect().width > 100)).map(i => i.outerHTML.slice(0, 200))"""
 # What is wider than the screen must scroll in a box of its own.
 WIDE = """width => [...document.querySelectorAll('main *')].filter(e => {
     if (e.getBoundingClientRect().right <= width + 1 || e.closest('mjx-assistive-mml, .headerlink, .copybtn')) return false;
@@ -46,218 +37,105 @@ WIDE = """width => [...document.querySelectorAll('main *')].filter(e => {
         if (['auto', 'scroll'].includes(getComputedStyle(p).overflowX)) return false;
     return true;
 }).map(e => e.outerHTML.slice(0, 120))"""
-VERDICTS = """() => {
-    const luminance = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => { v /= 255;
-        return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 }); return 0.2126 * r + 0.7152 * g + 0.0722 * b };
-    return [...document.querySelectorAll('.lossbook-verdict')].map(e => { const s = getComputedStyle(e);
-        const [a, b] = [luminance(s.color), luminance(s.backgroundColor)].sort((x, y) => y - x);
-        return [e.textContent, (a + 0.05) / (b + 0.05)] });
-}"""
 
-# Axe would take most of its time for thousands of words of code and signs of formulas that are coloured alike: the first
-# of each colour stays, the others become plain text.
-THIN = """() => {
-    const seen = new Set(), alike = [];
-    // All are looked at before any is changed: styles would be computed anew each time.
-    for (const e of document.querySelectorAll('pre span, mjx-container')) {
-        const like = [e.tagName, e.className, getComputedStyle(e).color, e.closest('div')?.className].join();
-        if (seen.has(like)) alike.push(e);
-        else seen.add(like);
+
+def look(page, visit: visits.Visit, violations) -> list[str]:
+    """What is wrong with a page that was just opened."""
+    page.evaluate(LOAD)
+    # Before axe, which reads style sheets in its own way: what it asks for is not the page's doing.
+    found = {
+        "complains of": [*page.complaints],
+        "asks elsewhere for": [url for url in page.requests if not url.startswith((page.base, "data:", "blob:"))],
+        "has the theme": [
+            theme for theme in [page.evaluate("document.documentElement.dataset.theme")] if theme != visit.scheme
+        ],
+        "hides the start of": page.evaluate(HIDDEN),
+        "does not show": page.evaluate(IMAGES),
+        "is too narrow for": page.evaluate(WIDE, visit.width),
     }
-    for (const e of alike) e.replaceWith(e.tagName === 'SPAN' ? e.textContent : 'x');
-}"""
-
-
-@dataclass(frozen=True)
-class Visit:
-    """What was seen of a page at one width in one colour scheme."""
-
-    name: str
-    width: int
-    scheme: str
-    theme: str
-    complaints: list
-    outside: list
-    formulas: dict
-    images: list
-    bare: list
-    scrolls: bool
-    wide: list
-    verdicts: list
-    violations: list
-
-    def __str__(self):
-        return f"{self.name} at {self.width}, {self.scheme}"
-
-
-def kind(name: str) -> str:
-    """Which pages are made alike: the papers, the API's, the how-to pages; every other page is a kind of its own."""
-    if name in PAPERS:
-        return "paper"
-    return name.split("/")[0] if "/" in name and not name.endswith("/index") else name
-
-
-def combinations(names: list[str]):
-    """Each page in both schemes, at both widths; of many pages alike, most at one width a scheme, in turn."""
-    seen = defaultdict(int)
-    for name in names:
-        number = seen[kind(name)]
-        seen[kind(name)] += 1
-        for (i, width), (j, scheme) in product(enumerate(WIDTHS), enumerate(SCHEMES)):
-            if number < SAMPLE or (i + j + number) % 2 == 0:
-                yield name, width, scheme
-
-
-def look(page, name: str, width: int, scheme: str, violations) -> Visit:
-    # Pictures further down are there before they are looked at.
-    page.evaluate("""Promise.all([...document.images].map(image => {
-        image.loading = 'eager'; return image.decode().catch(() => null); }))""")
-    seen = {
-        "theme": page.evaluate("document.documentElement.dataset.theme"),
-        "formulas": page.evaluate(FORMULAS),
-        "images": page.evaluate(IMAGES),
-        "bare": page.evaluate(BARE),
-        "scrolls": page.evaluate("document.documentElement.scrollWidth") > width,
-        "wide": page.evaluate(WIDE, width),
-        "verdicts": page.evaluate(VERDICTS),
-    }
-    # Axe reads style sheets in its own way; what it asks for is not the page's doing.
-    complaints = [*page.complaints]
-    outside = [url for url in page.requests if not url.startswith((page.base, "data:", "blob:"))]
-    if name in SHOWN:
-        page.screenshot(path=SHOTS / f"{name.replace('/', '-')}-{width}-{scheme}.png", full_page=True)
-    page.evaluate(THIN)
-    seen["violations"] = violations(page)
-    return Visit(name, width, scheme, complaints=complaints, outside=outside, **seen)
+    width = page.evaluate("document.documentElement.scrollWidth")
+    found["scrolls sideways, to"] = [width] if width > visit.width else []
+    if visit.page in SHOWN:
+        page.screenshot(path=SHOTS / f"{visit.page.replace('/', '-')}-{visit.width}-{visit.scheme}.png", full_page=True)
+    found["breaks axe's rule"] = violations(page)
+    return [f"{visit} {what} {each}" for what, some in found.items() for each in some]
 
 
 @pytest.fixture(scope="session")
-def visits(names, contexts, address, visit, violations) -> list[Visit]:
-    """Every page, opened."""
-    made = []
-    for name, width, scheme in combinations(names):
-        page = visit(contexts(width, scheme), address, name)
-        made.append(look(page, name, width, scheme, violations))
+def planned(site, names, chosen_paper, browser) -> list[visits.Visit]:
+    """The visits that there are, known or not; of one paper alone, if one was named."""
+    code = [Path(__file__), Path(__file__).with_name("conftest.py"), Path(visits.__file__)]
+    shared = visits.shared(site, code, [browser.version, version("axe-playwright-python"), version("playwright")])
+    if chosen_paper:
+        return visits.visits(site, [chosen_paper.page], [chosen_paper.page], shared)
+    every = visits.visits(site, names, visits.sample(names, PAPERS), shared)
+    STORE.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(STORE.folder / ".lock"):
+        STORE.begin(every)
+    return every
+
+
+@pytest.mark.parametrize("share", range(SHARES))
+def test_pages_in_the_browser(planned, share, contexts, address, visit, violations):
+    wrong = []
+    for each in planned[share::SHARES]:
+        if STORE.knows(each) and os.environ.get("LOSSBOOK_VISITS") != "all":
+            continue
+        page = visit(contexts(each.width, each.scheme), address, each.page)
+        found = look(page, each, violations)
         page.close()
-    return made
+        wrong += found
+        if not found:
+            STORE.add(each)
+    assert wrong == []
 
 
-def faults(visits, of) -> dict:
-    """What `of` finds wrong, by visit; pytest shows it when it should have been nothing."""
-    return {str(visit): wrong for visit in visits if (wrong := of(visit))}
+# What makes the front page bad, and what is then said of it.
+BAD = {
+    "a picture without words": (
+        "document.querySelector('article').insertAdjacentHTML('beforeend', '<img src=\"_static/logo.svg\" width=200>')",
+        "breaks axe's rule image-alt",
+    ),
+    "pale text": (
+        "document.querySelector('article p').innerHTML = '<span style=\"color: #bbb; background: #fff\">pale</span>'",
+        "breaks axe's rule color-contrast",
+    ),
+    "a small target": (
+        "document.querySelector('article').insertAdjacentHTML('beforeend', '<button style=\"all: unset; font-size: 9px\">a"
+        "</button><button style=\"all: unset; font-size: 9px\">b</button>')",
+        "breaks axe's rule target-size",
+    ),
+    "a picture that is not there": (
+        "document.querySelector('article').insertAdjacentHTML('beforeend', '<img src=nothing.png alt=\"nothing at all\">')",
+        "does not show <img",
+    ),
+    "a table that is too wide": (
+        "document.querySelector('article').insertAdjacentHTML('beforeend', '<div style=\"width: 3000px\">wide</div>')",
+        "is too narrow for <div",
+    ),
+    "a formula whose start is out of sight": (
+        "document.querySelector('article').insertAdjacentHTML('beforeend', '<div class=math><mjx-container style=\"display: "
+        "block\"><i style=\"position: relative; left: -50px\">x</i></mjx-container></div>')",
+        "hides the start of <mjx-container",
+    ),
+    "a script that fails": ("setTimeout(() => { throw Error('so it is') })", "complains of so it is"),
+    "a script that asks elsewhere": ("fetch('http://127.0.0.1:9/').catch(() => null)", "asks elsewhere for http://127.0.0.1:9/"),
+    "another theme": ("document.documentElement.dataset.theme = 'dark'", "has the theme dark"),
+}  # fmt: skip
 
 
-def test_every_page_was_looked_at_in_both_schemes(visits, names):
-    assert {name for name in PAPERS} <= set(names)
-    for scheme in SCHEMES:
-        assert {visit.name for visit in visits if visit.scheme == scheme} == set(names)
-    assert all(visit.theme == visit.scheme for visit in visits)
-    assert {visit.width for visit in visits} == set(WIDTHS)
-
-
-def test_nothing_is_complained_of(visits):
-    assert faults(visits, lambda visit: visit.complaints) == {}
-
-
-def test_nothing_leaves_this_machine(visits):
-    assert faults(visits, lambda visit: visit.outside) == {}
-
-
-def test_axe_finds_nothing(visits):
-    assert faults(visits, lambda visit: visit.violations) == {}
-
-
-def test_axe_would_find_something(open_page, violations):
+@pytest.mark.parametrize("bad", BAD)
+def test_what_is_bad_in_a_page_is_found(open_page, violations, bad):
     page = open_page("intro")
-    page.evaluate("document.querySelector('article').insertAdjacentHTML('beforeend', '<img src=\"_static/logo.svg\">')")
-    assert [violation.split(":")[0] for violation in violations(page)] == ["image-alt"]
+    script, words = BAD[bad]
+    page.evaluate(script)
+    found = look(page, visits.Visit("intro.html", 1280, "light", True, ""), violations)
+    assert [text for text in found if words in text], found
 
 
-def test_formulas_are_rendered(visits):
-    def wrong(visit):
-        found = visit.formulas
-        # Nothing that looks like TeX was left in the text.
-        left = re.search(r".{0,40}(\\[a-zA-Z]+\{|\$\$|\{eq\}|\{cite).{0,40}", found["text"])
-        few = visit.name in PAPERS and found["sources"] <= 10
-        if found["rendered"] != found["sources"] or found["errors"] or left or few:
-            return {**found, "text": left and left[0]}
-
-    assert faults(visits, wrong) == {}
-
-
-def test_wide_formulas_start_at_their_left_end(visits):
-    assert faults(visits, lambda visit: visit.formulas["hidden"]) == {}
-
-
-def test_pictures_are_loaded_and_described(visits):
-    def wrong(visit):
-        few = visit.name in PAPERS and len(visit.images) < 2
-        bad = [image for image in visit.images if not (image[0] and len(image[1]) > 20 and image[2] > 100)]
-        return bad or (few and "too few")
-
-    assert faults(visits, wrong) == {}
-
-
-def test_figures_have_captions(visits):
-    assert faults(visits, lambda visit: visit.bare) == {}
-
-
-def test_pages_do_not_scroll_sideways(visits):
-    assert faults(visits, lambda visit: visit.scrolls or visit.wide) == {}
-
-
-def test_verdicts_are_words_that_can_be_read(visits):
-    """Label and background differ by the contrast that WCAG asks of small text."""
-    assert faults(visits, lambda visit: visit.name in PAPERS and not visit.verdicts) == {}
-    assert (
-        faults(visits, lambda visit: [v for v in visit.verdicts if v[1] < 4.5 or not re.search("[a-z]{4}", v[0])]) == {}
-    )
-
-
-def test_screenshots_are_kept(visits, names):
-    for name, width, scheme in product(SHOWN & set(names), WIDTHS, SCHEMES):
-        assert (SHOTS / f"{name.replace('/', '-')}-{width}-{scheme}.png").stat().st_size > 10_000
-
-
-class Links(HTMLParser):
-    """The links and anchors of a page, and what it loads."""
-
-    def __init__(self, path: Path):
-        super().__init__()
-        self.links, self.anchors, self.loads = [], set(), []
-        self.feed(path.read_text(encoding="utf-8"))
-
-    def handle_starttag(self, tag, attrs):
-        attributes = dict(attrs)
-        self.anchors |= {attributes[key] for key in ("id", "name") if attributes.get(key)}
-        if tag == "a" and attributes.get("href"):
-            self.links.append(attributes["href"])
-        if tag in ("script", "img", "iframe") and attributes.get("src"):
-            self.loads.append(attributes["src"])
-        if tag == "link" and attributes.get("href") and attributes.get("rel") != "canonical":
-            self.loads.append(attributes["href"])
-
-
-def test_every_link_within_the_site_leads_somewhere(site):
-    pages = {path: Links(path) for path in site.rglob("*.html") if "_static" not in path.parts}
-    lost = []
-    for path, page in pages.items():
-        for link in page.links + page.loads:
-            if urlsplit(link).scheme:
-                continue
-            target, anchor = urldefrag(link)
-            there = (path.parent / unquote(target.split("?")[0])).resolve() if target else path
-            if not there.is_file() or (anchor and there in pages and unquote(anchor) not in pages[there].anchors):
-                lost.append(f"{path.relative_to(site)}: {link}")
-    assert lost == []
-
-
-def test_nothing_is_loaded_from_elsewhere(site):
-    for path in site.rglob("*.html"):
-        assert [url for url in Links(path).loads if urlsplit(url).scheme not in ("", "data")] == []
-
-
-def test_every_notebook_has_a_page_that_ran(site):
-    for paper in PAPERS:
-        text = (site / f"{paper}.html").read_text(encoding="utf-8")
+def test_every_notebook_has_a_page_that_ran(site, chosen_paper):
+    for name in [chosen_paper.page] if chosen_paper else PAPERS:
+        text = (site / f"{name}.html").read_text(encoding="utf-8")
         assert "did not finish" not in text and "This run" in text and "lossbook-entry" in text
+        # A page of a paper derives something and shows it.
+        assert text.count("<mjx-container") > 10 and text.count("<figure") >= 2
