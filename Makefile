@@ -11,7 +11,7 @@ export OMP_NUM_THREADS ?= 1
 export OMP_WAIT_POLICY ?= passive
 
 .DEFAULT_GOAL := help
-.PHONY: help environment book page serve test lint types format hooks changelog clean
+.PHONY: help environment book page serve test lint format hooks changelog clean
 
 help: ## say what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,12 +34,10 @@ page: environment ## the same for one paper: make page PAPER=slug
 serve: environment ## show the site that was built last
 	$(BIN)/lossbook serve
 
-lint: environment ## style and what may import what; `make format` mends the style
+lint: environment ## style, what may import what, and types; `make format` mends the style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check $(FORMATTED)
 	$(BIN)/lint-imports --no-cache
-
-types: environment ## types of src/lossbook, by stricter rules in lossbook.methods
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: environment ## mend the style, where a tool can
