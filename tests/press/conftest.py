@@ -63,7 +63,7 @@ entry(kind="claim", id="c1", statement="Fast.", criterion="above 0", verdict="in
 PRESS = "from lossbook.press.cli.main import main\nmain()"
 SWIFT = (
     "from lossbook.press.site import check, render\n"
-    "render.render = lambda project, source: None\ncheck.check = lambda project: []\n" + PRESS
+    "render.render = lambda project, source, jobs: None\ncheck.check = lambda project: []\n" + PRESS
 )
 
 # Seconds until something that waits is taken to wait in vain. No test takes them, however busy the machine.

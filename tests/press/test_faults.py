@@ -66,7 +66,7 @@ def application(made=command.application):
     Path(os.environ["BEGUN"]).touch()
     return made()
 
-render.render = lambda project, source: None
+render.render = lambda project, source, jobs: None
 command.application = application
 command.main()
 """

@@ -24,37 +24,46 @@ CLAIM = {
 
 
 class Board(HTMLParser):
-    """The rows of the table of entries: text, link and number of each cell."""
+    """The rows of the tables of entries on a part's page: text and link of each cell."""
 
     def __init__(self, text: str):
         super().__init__()
-        self.rows, self.depth = [], 0
-        self.feed(text[text.index("<div class='lossbook-board'>") :] if "lossbook-board" in text else "")
+        self.rows, self.inside, self.cell = [], False, False
+        self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         attributes = dict(attrs)
-        if tag == "tr":
-            self.rows.append({"of": attributes, "cells": []})
-        elif tag in ("td", "th"):
-            self.rows[-1]["cells"].append({"text": "", "value": attributes.get("data-value")})
-        elif tag == "a" and self.rows:
-            self.rows[-1]["cells"][-1]["link"] = attributes["href"]
-        elif tag not in ("div", "form", "label", "input", "select", "option", "button", "p", "table", "caption", "thead",
-                         "tbody", "span", "small", "script", "a"):  # fmt: skip
-            raise AssertionError(f"nobody wrote <{tag}>")
+        if tag == "table":
+            self.inside = attributes["class"] == "lossbook-entries"
+        elif tag == "tr" and self.inside:
+            self.rows.append([])
+        elif tag in ("td", "th") and self.inside:
+            self.rows[-1].append({"text": ""})
+            self.cell = True
+        elif tag == "a" and self.inside:
+            self.rows[-1][-1]["link"] = attributes["href"]
+        elif tag not in ("div", "caption", "thead", "tbody", "span", "small", "details", "summary", "a", "strong"):
+            assert not self.inside, f"nobody wrote <{tag}>"
+
+    def handle_endtag(self, tag):
+        self.inside = self.inside and tag != "table"
+        self.cell = self.cell and tag not in ("td", "th")
 
     def handle_data(self, data):
-        if self.rows and self.rows[-1]["cells"]:
-            self.rows[-1]["cells"][-1]["text"] += data.strip("\n")
+        if self.inside and self.cell:
+            self.rows[-1][-1]["text"] += data.strip("\n")
 
     @property
     def entries(self):
-        return [dict(zip(scoreboard.COLUMNS, row["cells"], strict=True)) for row in self.rows[1:]]
+        return [dict(zip(CELLS, row, strict=True)) for row in self.rows if row[0]["text"] != "Verdict"]
+
+
+CELLS = ("verdict", "entry", "statement", "result", "runs")
 
 
 @pytest.fixture
 def board(tmp_path):
-    """`board(paper=[entry, ...])`: the text of the scoreboard; the files are in `board.folder`."""
+    """`board(paper=[entry, ...])`: the text of the scoreboard; the files are in `board.folder`, see `part` and `data`."""
 
     def made(heading="*Title* of `x`", failure=None, guides=(), **found):
         pages = []
@@ -71,6 +80,7 @@ def board(tmp_path):
         scoreboard.write(Project(tmp_path, tmp_path / "_build"), pages, made.folder)
         return (made.folder / "scoreboard.md").read_text(encoding="utf-8")
 
+    made.part = lambda: (made.folder / "scoreboard/layers.md").read_text(encoding="utf-8")
     return made
 
 
@@ -78,62 +88,83 @@ def shown(text):
     return [{key: cell["text"] for key, cell in row.items()} for row in Board(text).entries]
 
 
+def data(board, kind):
+    """What the search loads: papers and rows."""
+    text = (board.folder / f"extra/scripts/scoreboard-{kind}s.js").read_text()
+    return json.loads(re.fullmatch(rf'lossbookEntries\("{kind}", (.*)\);\n', text)[1])
+
+
 def test_a_row_says_what_was_found_and_leads_there(board):
-    text = board(x=[CHECK, CLAIM])
-    check, claim = shown(text)
+    board(x=[CHECK, CLAIM])
+    claim, check = shown(board.part())
     assert check == {
-        "paper": "Title of x",
-        "part": "Layers",
-        "entry": "check sum",
+        "entry": "sum",
         "verdict": "✓ verified",
         "statement": "1 + 1 = 2",
         "result": "1.23e-16 tolerance\u00a01e-12",
         "runs": "1,200 cases",
-        "profile": "quick",
     }
     assert claim["result"] == "0.5 points [0.25, 0.75], margin\u00a00" and claim["runs"] == "5 seeds"
-    links = [row["entry"]["link"] for row in Board(text).entries]
-    assert links == ["layers/x.html#check-sum", "layers/x.html#claim-c1"]
-    assert [row["result"]["value"] for row in Board(text).entries] == ["1.234e-16", "0.5"]
-    assert [row["of"]["data-verdict"] for row in Board(text).rows[1:]] == ["verified", "supported"]
+    links = [row["entry"]["link"] for row in Board(board.part()).entries]
+    assert links == ["../layers/x.html#claim-c1", "../layers/x.html#check-sum"]
+    # Checks are folded, and there is one thing to say of them.
+    assert "<summary>1 check, all verified</summary>" in board.part()
+    board(x=[CHECK, CHECK | {"id": "other", "verdict": "failed"}])
+    assert "<summary>2 checks, <strong>1 failed</strong></summary>" in board.part()
+
+
+def test_the_search_knows_what_the_pages_show(board):
+    board(guides=["_static/scoreboard.js"], x=[CHECK, CLAIM])
+    papers, rows = data(board, "claim")
+    assert papers == [["Title of x", "layers", "layers/x.html"]]
+    result = "0.5 points", "[0.25, 0.75], margin\u00a00", "0.5", "5 seeds", 5
+    assert rows == [[0, "c1", "supported", "Fast.", *result]]
+    ((_, *check),) = data(board, "check")[1]
+    assert check[:3] == ["sum", "verified", "1 + 1 = 2"] and check[5:] == ["1.234e-16", "1,200 cases", 1200]
 
 
 def test_what_is_missing_or_infinite_is_said(board):
     nothing = dict.fromkeys(("effect", "low", "high"))
     endless = {"effect": -math.inf, "low": -math.inf, "high": math.inf}
-    text = board(
+    board(
+        guides=["_static/scoreboard.js"],
         x=[
             CLAIM | nothing | {"seeds": 0, "unit": "decades"},
             CLAIM | endless | {"against": "8 groups", "margin": -1.0},
             CLAIM | {"effect": math.nan, "seeds": 1},
             CHECK | {"error": None, "verdict": "failed", "cases": 1},
             {"kind": "claim", "id": "bare", "statement": "Bare.", "verdict": "inconclusive"},
-        ]
+        ],
     )
-    assert [(row["result"], row["runs"]) for row in shown(text)] == [
+    assert [(row["result"], row["runs"]) for row in shown(board.part())] == [
         ("no value [−∞, ∞], margin\u00a00", "0 seeds"),
         ("−∞ points [−∞, ∞], margin\u00a0-1, against 8 groups", "5 seeds"),
         ("no value [0.25, 0.75], margin\u00a00", "1 seed"),
-        ("not finite tolerance\u00a01e-12", "1 case"),
         ("no value [−∞, ∞], margin\u00a0none", ""),
+        ("not finite tolerance\u00a01e-12", "1 case"),
     ]
-    assert [row["result"]["value"] for row in Board(text).entries] == [None, "-Infinity", None, None, None]
+    assert [row[6] for row in data(board, "claim")[1]] == [None, "-Infinity", None, None]
+    assert [row[6] for row in data(board, "check")[1]] == [None]
 
 
 def test_text_stays_text(board):
     nasty = "<b>'bold'</b> & \"x\" | $a_1$ `c`\n\n# no heading\n\n</table>"
-    text = board(
-        heading="Title <i>&</i> *more*",
-        x=[CHECK | {"statement": nasty, "id": "a b'<c>"}, CLAIM | {"unit": "<u>", "against": "<s>\n\nx"}],
-    )
-    check, claim = shown(text)
-    assert check["statement"] == " ".join(nasty.split())
-    assert check["paper"] == "Title <i>&</i> more" and check["entry"] == "check a b'<c>"
+    heading = "Title <i>&</i> *more*"
+    found = [CHECK | {"statement": nasty, "id": "a b'<c>"}, CLAIM | {"unit": "<u>", "against": "<s>\n\nx"}]
+    text = board(heading=heading, guides=["_static/scoreboard.js"], x=found)
+    claim, check = shown(board.part())
+    assert check["statement"] == " ".join(nasty.split()) and check["entry"] == "a b'<c>"
     assert "0.5 <u> " in claim["result"] and claim["result"].endswith("against <s> x")
-    assert Board(text).entries[0]["entry"]["link"] == "layers/x.html#check-a%20b%27%3Cc%3E"
-    # The table is one block of HTML, as Markdown has it.
-    block = text[text.index("<div class='lossbook-board'>") :]
-    assert "\n\n" not in block.strip() and block.strip().endswith("</div>")
+    assert Board(board.part()).entries[1]["entry"]["link"] == "../layers/x.html#check-a%20b%27%3Cc%3E"
+    assert "Title &lt;i&gt;&amp;&lt;/i&gt; more</a>" in board.part()
+    assert data(board, "claim")[0][0][0] == "Title <i>&</i> more"
+    # A table is one block of HTML, as Markdown has it.
+    for page, start in (
+        (board.part(), '<div class="lossbook-board">'),
+        (text, '<div class="lossbook-board" id="board"'),
+    ):
+        block = page[page.index(start) :].split("\n\n")[0]
+        assert block.strip().endswith("</div>") and block.count("<div") == block.count("</div>")
 
 
 def test_a_book_without_entries_says_so(board):
@@ -162,29 +193,32 @@ def test_a_run_that_failed_is_named(board):
     failure = {"cell": 1, "line": 1, "source": "", "error": "ValueError", "text": "no"}
     text = board(x=[CHECK], failure=failure)
     assert "(layers/x.ipynb): The run did not finish." in text
-    assert shown(text)[0]["paper"] == "Title of x (run did not finish)"
+    assert "Title of x (run did not finish)</a>" in board.part() and "The run did not finish. What" in board.part()
     assert not pd.read_csv(board.folder / "extra/downloads/scoreboard.csv")["finished"].any()
-    assert "did not finish" not in board(x=[CHECK])
+    assert "did not finish" not in board(x=[CHECK]) + board.part()
+
+
+def counted(text):
+    """The rows of a table of scores."""
+    cells = re.findall(r'<tr><th scope="row">(.*?)</th>(.*?)</tr>', text, re.DOTALL)
+    clean = [(re.sub("<[^>]+>", "", name), re.findall("<td>(.*?)</td>", numbers)) for name, numbers in cells]
+    return [(name, [int(re.sub("<[^>]+>", "", number)) for number in numbers]) for name, numbers in clean]
 
 
 def test_the_score_counts_parts_and_papers(board):
     text = board(x=[CHECK, CLAIM], y=[CHECK, CLAIM | {"verdict": "contradicted"}], layers=[])
-    numbers = [
-        (
-            re.sub("<[^>]+>", "", name),
-            [int(re.sub("<[^>]+>", "", cell)) for cell in re.findall("<td>(.*?)</td>", cells)],
-        )
-        for name, cells in re.findall("<tr><th scope='row'>(.*?)</th>(.*?)</tr>", text)
-    ]
-    # Papers, verified, failed, supported, contradicted, inconclusive; the opening page of a part is no paper.
-    assert numbers[:2] == [("Layers", [2, 2, 0, 1, 1, 0]), ("All parts", [2, 2, 0, 1, 1, 0])]
-    assert numbers[2:] == [("Title of x", [1, 0, 1, 0, 0]), ("Title of x", [1, 0, 0, 1, 0])]
-    assert "href='scoreboard.html?part=layers&amp;verdict=contradicted#entries'" in text
+    # Papers, supported, contradicted, inconclusive, verified, failed; the opening page of a part is no paper.
+    assert counted(text) == [("Layers", [2, 1, 1, 0, 2, 0]), ("All parts", [2, 1, 1, 0, 2, 0])]
+    papers = counted(board.part().split("## ")[0])
+    assert papers == [("Title of x", [1, 0, 0, 1, 0]), ("Title of x", [0, 1, 0, 1, 0])]
+    assert 'href="scoreboard.html?verdict=contradicted&amp;part=layers#entries"' in text
+    assert "<a href='scoreboard/layers.html'>Layers</a>" in text
     assert "verdict=failed" not in text
 
 
 def test_only_guides_that_exist_are_linked(board):
     assert ".md)" not in board(x=[CHECK])
+    assert "(../scoreboard.md)" in board.part()
     text = board(x=[CHECK], guides=["reading.md", "howto/statistics.md"])
     assert "(reading.md)" in text and "(howto/statistics.md)" in text
 
@@ -192,6 +226,8 @@ def test_only_guides_that_exist_are_linked(board):
 def test_the_script_leaves_the_folder_that_every_page_loads(board):
     text = board(x=[CHECK], guides=["_static/scoreboard.js"])
     script = re.search(r"<script defer src='(scripts/scoreboard\.js)\?v=\w{8}'>", text)
+    for kind in ("claim", "check"):
+        assert re.search(rf'data-{kind}="scripts/scoreboard-{kind}s\.js\?v=\w{{8}}"', text)
     assert (board.folder / "extra" / script[1]).is_file()
     assert not (board.folder / "_static/scoreboard.js").exists()
     assert "<script" not in board(x=[CHECK])

@@ -1,5 +1,6 @@
 """Whatever was edited between two renders, the site is the one that a render from nothing gives."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -29,11 +30,19 @@ from lossbook.press.errors import PressError
 from lossbook.press.site import render
 from lossbook.press.project import Project
 try:
-    render.render(Project(Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3]))
+    render.render(Project(Path(sys.argv[1]), Path(sys.argv[2])), Path(sys.argv[3]), int(sys.argv[4]))
 except PressError as error:
     sys.exit(str(error))
 """
-EVERY = {"intro", "references", "part/one", "part/two"}
+LIBRARY = '''
+"""A library."""
+
+
+def answer() -> int:
+    """Give the old answer."""
+    return 42
+'''
+EVERY = {"intro", "references", "part/one", "part/two", "library", "last"}
 
 
 class Book:
@@ -49,12 +58,17 @@ class Book:
         self.write("files/kept.txt", "kept")
         self.write("files/dropped.txt", "dropped")
         self.write("intro.md", "# Intro\n\nSee {doc}`part/one`, {eq}`two-sum` and [the place](place).\n")
-        self.write("references.md", "# References\n\n```{bibliography}\n```\n")
+        self.write("last.md", "# Last\n\nIt speaks of nobody.\n")
+        self.write("references.md", "# References\n\nSee {ref}`place`.\n\n```{bibliography}\n```\n")
         self.paper("one", "Paper one", "Said by {cite:t}`comp_sum_losses`.\n\n```{index} borogove\n```\n")
         downloads = "{download}`a <../files/kept.txt>` {download}`b <../files/dropped.txt>`"
         self.paper(
             "two", "Paper two", f"(place)=\n## Place\n\n$$1 + 1 = 2$$ (two-sum)\n\n{downloads}\n", picture=b"old"
         )
+        # Where renders find it, since they run there.
+        self.module = folder / "library.py"
+        self.module.write_text(LIBRARY)
+        self.library()
         self.project, self.fresh = Project(folder, folder / "kept"), Project(folder, folder / "fresh")
 
     def write(self, name: str, text: str) -> None:
@@ -79,22 +93,30 @@ class Book:
 
     def contents(self) -> None:
         pages = [{"file": f"part/{path.stem}"} for path in sorted(self.source.glob("part/*.ipynb"))]
+        behind = [{"file": name} for name in ("references", "library", "last")]
+        parts = [{"caption": "A part", "chapters": pages}, {"caption": "Behind", "chapters": behind}]
+        self.write("_toc.yml", yaml.safe_dump({"format": "jb-book", "root": "intro", "parts": parts}))
+
+    def library(self, old: str = "", new: str = "") -> None:
+        """Edit the library and write its page: like the press, with a digest of the source."""
+        self.module.write_text(self.module.read_text().replace(old, new))
+        digest = hashlib.sha256(self.module.read_bytes()).hexdigest()
         self.write(
-            "_toc.yml",
-            yaml.safe_dump({"format": "jb-book", "root": "intro", "chapters": [*pages, {"file": "references"}]}),
+            "library.md", f"# Library\n\n% {digest}\n\n```{{eval-rst}}\n.. automodule:: library\n   :members:\n```\n"
         )
 
     def arguments(self, project: Project) -> list[str]:
         return [str(path) for path in (self.folder, project.output, self.source)]
 
-    def make(self, project: Project) -> None:
-        done = self.python(RENDER, *self.arguments(project), cwd=self.folder)
+    def make(self, project: Project, jobs: int) -> None:
+        done = self.python(RENDER, *self.arguments(project), str(jobs), cwd=self.folder)
         if done.returncode:
             raise PressError(done.stderr)
 
     def render(self) -> tuple[set[str], set[str]]:
         """Render; returns which pages were read and which were written."""
-        self.make(self.project)
+        # One after the other, so that the log names each page.
+        self.make(self.project, jobs=1)
         assert render.current(self.project, self.source)
         log = re.sub(r"\x1b\[[0-9;]*m", "", (self.project.output / "render.log").read_text())
         return tuple(
@@ -106,7 +128,7 @@ class Book:
 
     def is_as_from_nothing(self) -> None:
         shutil.rmtree(self.fresh.output, ignore_errors=True)
-        self.make(self.fresh)
+        self.make(self.fresh, jobs=2)
         ours, theirs = (
             {str(path.relative_to(each.site)): path.read_bytes() for path in each.site.rglob("*") if path.is_file()}
             for each in (self.project, self.fresh)
@@ -147,17 +169,45 @@ def test_an_edit_renders_what_depends_on_it(book):
     book.replace("part/two.ipynb", "Paper two", "Paper the second")
     book.replace("part/two.ipynb", " {download}`b <../files/dropped.txt>`", "")
     book.replace("part/two.ipynb", b64encode(PIXEL + b"old").decode(), b64encode(PIXEL + b"new").decode())
-    assert book.render() == ({"part/two"}, EVERY)
+    assert book.render() == ({"part/two"}, EVERY - {"library", "last"})
     assert all("Paper the second" in book.page(name) and "Paper two" not in book.page(name) for name in EVERY)
+    assert "Paper the second" in book.page("_modules/library")
     book.is_as_from_nothing()
 
     # A label, an equation and a citation are shown on other pages.
     book.replace("part/two.ipynb", "## Place", "## Elsewhere")
-    assert book.render() == ({"part/two"}, EVERY)
-    assert "Elsewhere" in book.page("part/two")
-    book.replace("part/one.ipynb", "cite:t}`comp_sum_losses`", "cite:t}`dice_loss`")
-    assert book.render() == ({"part/one"}, EVERY)
+    assert book.render() == ({"part/two"}, {"intro", "part/two", "references"})
+    assert "Elsewhere" in book.page("part/two") and "Elsewhere" in book.page("references")
     book.is_as_from_nothing()
+    book.replace("part/one.ipynb", "cite:t}`comp_sum_losses`", "cite:t}`dice_loss`")
+    assert book.render() == ({"part/one"}, {"intro", "part/one", "references"})
+    book.is_as_from_nothing()
+
+
+def test_an_edit_of_the_library_renders_the_pages_that_show_it(book):
+    book.library("the old answer", "the new answer")
+    assert book.render() == ({"library"}, {"intro", "library"})
+    assert "the new answer" in book.page("library") and "the new answer" in book.page("_modules/library")
+    book.is_as_from_nothing()
+    # A new name is for whoever speaks of the library, and for the index.
+    book.library("def answer", 'def question() -> int:\n    """Ask."""\n    return 6 * 9\n\n\ndef answer')
+    assert book.render() == ({"library"}, {"intro", "library"})
+    book.is_as_from_nothing()
+
+
+def test_formulas_are_kept_whatever_starts_from_nothing(book):
+    made, site = book.project.output / "formulas.sqlite", book.page("part/two")
+    before = made.stat().st_mtime_ns
+    shutil.rmtree(book.project.output / "render")
+    (book.project.site / ".source").unlink()
+    book.render()
+    assert made.stat().st_mtime_ns == before and book.page("part/two") == site
+    # What cannot be read is no reason to stop.
+    made.write_bytes(b"damaged" * 1000)
+    (book.project.site / ".source").unlink()
+    shutil.rmtree(book.project.output / "render")
+    book.render()
+    assert book.page("part/two") == site
 
 
 def test_styles_and_contents_start_from_nothing(book):
@@ -201,7 +251,7 @@ def test_a_killed_render_leaves_the_last_site_and_does_not_spoil_the_next(book, 
     book.replace("part/one.ipynb", "Said by", "Uttered by")
     log = book.project.output / "render.log"
     log.unlink()
-    press = starter.python(RENDER, *book.arguments(book.project), cwd=book.folder, env=dict(os.environ))
+    press = starter.python(RENDER, *book.arguments(book.project), "1", cwd=book.folder, env=dict(os.environ))
     # It says so once it reads, and what state was there is gone by then.
     wait_for(lambda: log.exists() and "Source Folder" in log.read_text(), press)
     assert not (book.project.output / "render/state").exists()
@@ -211,7 +261,7 @@ def test_a_killed_render_leaves_the_last_site_and_does_not_spoil_the_next(book, 
     # Nobody is left to write into the folder.
     wait_for(lambda: not alive(int(child)))
     assert book.page("part/one") == before
-    assert len(book.render()[0]) == 4
+    assert book.render()[0] == EVERY
     assert "Uttered by" in book.page("part/one")
     book.is_as_from_nothing()
 

@@ -94,7 +94,7 @@ def build(
             notes.print("the site is up to date")
         else:
             with track(notes, f"rendering the site, {len(executed)} of {len(project.papers)} papers"):
-                render.render(project, source)
+                render.render(project, source, jobs)
         for words in check.check(project):
             complaints.append(words)
             notes.print(words, markup=False)

@@ -1,15 +1,20 @@
 """A Sphinx extension: formulas become HTML when the site is built, so that its pages run no MathJax.
 
 MathJax itself does it, in V8 within this process. A formula is the HTML that MathJax would have made in the browser,
-with MathML beside it for screen readers; the style sheet and fonts that it needs are written into the site. The
-configuration asks for `html_math_renderer: formulas`.
+with MathML beside it for screen readers; the style sheet and fonts that it needs are written into the site. What was
+made once is kept in the file that the variable `LOSSBOOK_FORMULAS` of the environment names, if it does, so that V8
+starts for new formulas alone. The configuration asks for `html_math_renderer: formulas`.
 """
 
 import atexit
+import hashlib
 import json
 import os
 import re
 import shutil
+import sqlite3
+import zlib
+from collections.abc import Callable
 from functools import cache
 from html import escape
 from importlib import import_module
@@ -38,6 +43,8 @@ COMPONENTS = (
 )  # fmt: skip
 # Punctuation at a formula, before and behind it.
 OPENS, CLOSES = re.compile(r"[(\[“‘]*$"), re.compile(r"[.,;:!?)\]’”%]*(?:[’'-]\w+)?")
+# Of the environment: the file of what was made before.
+KEPT = "LOSSBOOK_FORMULAS"
 # Within the site's _static.
 FOLDER = "formulas"
 
@@ -126,6 +133,49 @@ def _mathjax() -> MiniRacer:
 
 
 @cache
+def _maker() -> str:
+    """Changes with MathJax and with what we tell it."""
+    digest = hashlib.sha256("".join([CONFIGURE, PREPARE]).encode())
+    for component in COMPONENTS:
+        digest.update((SOURCE / f"{component}.js").read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _store(process: int) -> sqlite3.Connection | None:
+    """This process's connection to what is kept."""
+    if not (path := os.environ.get(KEPT)):
+        return None
+    try:
+        return _opened(path)
+    except sqlite3.DatabaseError:
+        Path(path).unlink()
+        return _opened(path)
+
+
+def _opened(path: str) -> sqlite3.Connection:
+    # A transaction each; several processes may write. What is lost with the power is made again.
+    store = sqlite3.connect(path, timeout=60, isolation_level=None)
+    store.execute("PRAGMA journal_mode = WAL")
+    store.execute("PRAGMA synchronous = OFF")
+    store.execute("CREATE TABLE IF NOT EXISTS made (key BLOB PRIMARY KEY, text BLOB) WITHOUT ROWID")
+    return store
+
+
+def _kept(question: str, make: Callable[[], str]) -> str:
+    """What was made in answer to this question, now or earlier."""
+    store = _store(os.getpid())
+    if store is None:
+        return make()
+    key = hashlib.sha256(f"{_maker()}\0{question}".encode()).digest()
+    if found := store.execute("SELECT text FROM made WHERE key = ?", [key]).fetchone():
+        return zlib.decompress(found[0]).decode()
+    text = make()
+    store.execute("INSERT OR REPLACE INTO made VALUES (?, ?)", [key, zlib.compress(text.encode())])
+    return text
+
+
+@cache
 def render(tex: str, display: bool) -> str:
     r"""A formula as HTML, on its own line (`display`) or within one.
 
@@ -140,15 +190,19 @@ def render(tex: str, display: bool) -> str:
     Raises:
         FormulaError: if MathJax rejects it; the message is MathJax's.
     """
-    made = json.loads(_mathjax().call("render", tex, display))
-    if "error" in made:
-        raise FormulaError(made["error"])
-    return made["html"]
+
+    def make() -> str:
+        made = json.loads(_mathjax().call("render", tex, display))
+        if "error" in made:
+            raise FormulaError(made["error"])
+        return made["html"]
+
+    return _kept(f"{display:d} {tex}", make)
 
 
 def style() -> str:
     """The style sheet of all that `render` can make; its fonts are beside it."""
-    text = _mathjax().call("style")
+    text = _kept("style", lambda: _mathjax().call("style"))
     return re.sub(r"\s*([{};,])\s*", r"\1", re.sub(r"/\*.*?\*/", "", text)).strip() + SCALE + "\n"
 
 

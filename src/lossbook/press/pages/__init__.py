@@ -67,13 +67,18 @@ def _contents(project: Project, folder: Path) -> dict[str, Any]:
     papers = {paper.page for paper in project.papers.values()}
     left = {str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.md")} - {"intro"}
     left = {name for name in left if not name.startswith(f"{model.EXTRA}/")}
+    parts: dict[str, list[Paper]] = {}
+    for each in project.papers.values():
+        parts.setdefault(each.part, []).append(each)
 
     def chapters(names: Sequence[str]) -> list[dict[str, Any]]:
         found = []
         for name in names:
             if name in left:
-                left.remove(name)
-                found.append({"file": name})
+                # Pages below it are of parts, in the order of the book.
+                inside = [page for part in parts if (page := f"{name}/{part}") in left]
+                left.difference_update([name, *inside])
+                found.append(_with_sections(name, inside))
             elif f"{name}/index" in left and name == "api":
                 found.append(reference.chapter(project))
                 left.difference_update([page for page in left if page.startswith("api/")])
@@ -84,9 +89,6 @@ def _contents(project: Project, folder: Path) -> dict[str, Any]:
     before = [{"caption": caption, "chapters": chapters(names)} for caption, names in BEFORE.items()]
     after = [{"caption": caption, "chapters": chapters(names)} for caption, names in AFTER.items()]
     after[-1]["chapters"] += [{"file": name} for name in sorted(left - papers)]
-    parts: dict[str, list[Paper]] = {}
-    for each in project.papers.values():
-        parts.setdefault(each.part, []).append(each)
     middle = [
         {
             "caption": project.part_title(part),
@@ -110,4 +112,8 @@ def _chapter(folder: Path, name: str, left: set[str]) -> dict[str, Any]:
     named = re.findall(r"[\w/]+", (folder / f"{index}.md").read_text(encoding="utf-8"))
     places = {page: named.index(short) for page in inside if (short := page.removeprefix(f"{name}/")) in named}
     inside.sort(key=lambda page: (places.get(page, len(named)), page))
-    return {"file": index, **({"sections": [{"file": page} for page in inside]} if inside else {})}
+    return _with_sections(index, inside)
+
+
+def _with_sections(name: str, inside: Sequence[str]) -> dict[str, Any]:
+    return {"file": name, **({"sections": [{"file": page} for page in inside]} if inside else {})}

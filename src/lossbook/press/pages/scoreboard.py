@@ -1,60 +1,71 @@
-"""The scoreboard: every check and claim of the book in one table, and the score by part and paper."""
+"""The scoreboard: the score by part, a page a part with every check and claim, and a search over all of them."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, TypeGuard
 from urllib.parse import quote, urlencode
 
 from markdown_it import MarkdownIt
+from markupsafe import Markup
 
-from lossbook.formats import FIELDS, badge
+from lossbook import formats
+from lossbook.formats import VERDICTS, badge
 from lossbook.press.findings import ledgers, tables
-from lossbook.press.pages import catalogue, front_page
+from lossbook.press.pages import front_page
+from lossbook.press.pages.html import render
 from lossbook.press.pages.model import EXTRA, Page
-from lossbook.press.pages.myst import counted
+from lossbook.press.pages.myst import counted, plain, write_page
 from lossbook.press.pages.scripts import script
 from lossbook.press.project import Project
 from lossbook.press.runs import notebooks
 
-VERDICTS = {"check": catalogue.CHECKS, "claim": catalogue.CLAIMS}
-# The columns of the table: what the address calls them, and what readers see.
+# The columns of the table of what a search found: what the address calls them, and what readers see.
 COLUMNS = {
     "paper": "Paper",
-    "part": "Part",
     "entry": "Entry",
     "verdict": "Verdict",
     "statement": "Statement",
     "result": "Result",
     "runs": "Seeds or cases",
-    "profile": "Profile",
 }
 # The columns of the downloads.
 FIELDS = (
     *("part", "slug", "title", "profile", "finished", "page", "kind", "id", "statement", "verdict"),
-    *dict.fromkeys(key for keys in FIELDS.values() for key in keys),
+    *dict.fromkeys(key for keys in formats.FIELDS.values() for key in keys),
 )
 
 
 def write(project: Project, pages: Sequence[Page], folder: Path) -> None:
-    """Write the scoreboard, its script and its downloads into the book's folder."""
+    """Write the scoreboard, the pages of its parts, its scripts and its downloads into the book's folder."""
     downloads = folder / EXTRA / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     tables.write(downloads, "scoreboard", tables.frame(_records(pages), FIELDS))
     guides = {"reading": "How to read a page", "howto/statistics": "How the statistics work"}
+    parts: dict[str, list[Page]] = {}
+    for page in pages:
+        parts.setdefault(page.paper.part, []).append(page)
     sections = [
         "# Scoreboard",
-        "Every check and every claim of the book, as the runs behind this site found them. Each row of the table leads "
-        "to the place on the paper's page where it was judged. "
-        "<a href='#how-verdicts-are-made'>How verdicts are made</a>; <a href='#entries'>all entries</a>.",
+        "Every check and every claim of the book, as the runs behind this site found them: the name of a part leads to "
+        "its claims and checks, a number to what it counts. "
+        "<a href='#how-verdicts-are-made'>How verdicts are made</a>; <a href='#entries'>search all entries</a>.",
         front_page.score(project, pages),
         _stopped(pages),
-        _by_part(project, pages),
+        _by_part(project, parts),
+        _search(project, parts, folder),
         _explained({name: title for name, title in guides.items() if (folder / f"{name}.md").is_file()}, pages),
-        _everything(project, pages, script(folder, "scoreboard.js")),
     ]
-    (folder / "scoreboard.md").write_text("\n\n".join(filter(None, sections)) + "\n", encoding="utf-8")
+    write_page(folder, "scoreboard", "\n\n".join(filter(None, sections)))
+    for part, found in parts.items():
+        write_page(folder, place(part), _part(project, part, found))
+
+
+def place(part: str) -> str:
+    """The page of a part, within the site and without ending."""
+    return f"scoreboard/{part}"
 
 
 def _records(pages: Iterable[Page]) -> list[dict[str, Any]]:
@@ -91,65 +102,78 @@ def _stopped(pages: Iterable[Page]) -> str:
     return "\n".join(items)
 
 
-def _by_part(project: Project, pages: Sequence[Page]) -> str:
-    """The score of every part, and of every paper, folded."""
-    parts: dict[str, list[Page]] = {}
-    for page in pages:
-        parts.setdefault(page.paper.part, []).append(page)
+def _by_part(project: Project, parts: dict[str, list[Page]]) -> str:
+    """The score of every part."""
     if not parts:
         return ""
     rows = [
-        f"<tr><th scope='row'>{_link(project.part_title(part), part=part)}</th>"
-        f"<td>{_papers(found)}</td>{_counts(found, part)}</tr>"
+        (
+            Markup("<a href='{}.html'>{}</a>").format(place(part), project.part_title(part)),
+            [(_papers(found), ""), *_counts(found, part)],
+        )
         for part, found in parts.items()
     ]
-    total = f"<tr><th scope='row'>All parts</th><td>{_papers(pages)}</td>{_counts(pages)}</tr>"
-    papers = [
-        f"<tr><th scope='row'>{_paper(page)}</th>{_counts([page])}</tr>"
-        for page in pages
-        if page.entries or not page.opening
-    ]
-    return (
-        "## Score by part\n\n"
-        f"{_score_table(['Part', 'papers'], [*rows, total])}\n\n"
-        "<details class='lossbook-by-paper'><summary>Score by paper</summary>\n"
-        f"{_score_table(['Paper'], papers)}\n</details>"
-    )
+    every = [page for found in parts.values() for page in found]
+    rows.append((Markup("All parts"), [(_papers(every), ""), *_counts(every)]))
+    return f"## Score by part\n\n{_score('Part', 'papers', rows=rows)}"
 
 
-def _score_table(first: Sequence[str], rows: Sequence[str]) -> str:
-    names = [*first, *(verdict for verdicts in VERDICTS.values() for verdict in verdicts)]
-    head = "".join(f"<th scope='col'><span>{name}</span></th>" for name in names)
-    body = "\n".join(rows)
-    return (
-        "<div class='lossbook-scroll'><table class='lossbook-counts'>"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-    )
+def _score(*columns: str, rows: Sequence[tuple[Markup, list[tuple[int, str]]]]) -> Markup:
+    names = [*columns, *(verdict for verdicts in VERDICTS.values() for verdict in verdicts)]
+    return render("scoreboard_score.html", columns=names, rows=rows)
 
 
-def _counts(pages: Iterable[Page], part: str = "") -> str:
-    """Cells with the numbers of verdicts, each of which leads to the entries it counts."""
+def _counts(pages: Iterable[Page], part: str = "") -> list[tuple[int, str]]:
+    """The numbers of verdicts, each with the address of what it counts."""
     score = ledgers.score(entry for page in pages for entry in page.entries)
-    numbers = [(verdict, score[kind][verdict]) for kind, verdicts in VERDICTS.items() for verdict in verdicts]
-    return "".join(
-        f"<td>{_link(f'{number:,}', part=part, verdict=verdict) if number and part else f'{number:,}'}</td>"
-        for verdict, number in numbers
-    )
-
-
-def _link(text: str, **filters: str) -> str:
-    """A link to the table with its filters set."""
-    return f"<a href='scoreboard.html?{escape(urlencode(filters))}#entries'>{escape(text)}</a>"
+    return [
+        (
+            score[kind][verdict],
+            f"scoreboard.html?{urlencode({'verdict': verdict, 'part': part})}#entries" if part else "",
+        )
+        for kind, verdicts in VERDICTS.items()
+        for verdict in verdicts
+    ]
 
 
 def _papers(pages: Iterable[Page]) -> int:
     return sum(not page.opening for page in pages)
 
 
-def _paper(page: Page) -> str:
-    """A link to a paper's page, which says so if the run failed."""
-    stopped = " <small>(run did not finish)</small>" if notebooks.failure_of(page.notebook) else ""
-    return f"<a href='{quote(page.paper.page)}.html'>{escape(_title(page))}</a>{stopped}"
+def _part(project: Project, part: str, pages: Sequence[Page]) -> str:
+    """The page of a part: its papers with their claims, checks folded."""
+    listed = [page for page in pages if page.entries or not page.opening]
+    rows = [
+        (Markup("<a href='../{}.html'>{}</a>").format(quote(page.paper.page), _name(page)), _counts([page]))
+        for page in listed
+    ]
+    blocks = [
+        f"# {plain(project.part_title(part))}: claims and checks",
+        "[The score of the whole book, and how verdicts are made](../scoreboard.md). Each name leads to the place on "
+        "the paper's page where the claim or check was judged.",
+        _score("Paper", rows=rows) if rows else "No paper of this part has a page yet.",
+    ]
+    for page in listed:
+        blocks += [f"## [{page.heading}](../{page.paper.page}.ipynb)", _entries(page)]
+    return "\n\n".join(filter(None, blocks))
+
+
+def _entries(page: Page) -> str:
+    found = [_entry(page, entry) for entry in page.entries]
+    claims, checks = ([entry for entry in found if entry["kind"] == kind] for kind in ("claim", "check"))
+    failed = sum(entry["verdict"] == "failed" for entry in checks)
+    stopped = notebooks.failure_of(page.notebook)
+    said = "The run did not finish. What it found until then is counted. " if stopped else ""
+    said += f"Profile `{page.entries[0]['profile']}`." if found else "There is no entry yet."
+    if not found:
+        return said
+    table = render("scoreboard_entries.html", claims=claims, checks=checks, failed=failed, up="../")
+    return f"{said}\n\n{table}"
+
+
+def _name(page: Page) -> str:
+    """The page's title, which says so if the run failed."""
+    return _title(page) + (" (run did not finish)" if notebooks.failure_of(page.notebook) else "")
 
 
 def _explained(guides: dict[str, str], pages: Iterable[Page]) -> str:
@@ -187,82 +211,95 @@ def _explained(guides: dict[str, str], pages: Iterable[Page]) -> str:
     ).strip()
 
 
-def _everything(project: Project, pages: Sequence[Page], loaded: str) -> str:
-    """The table of all entries, with what searches it and the downloads."""
-    rows = [_row(project, page, entry) for page in pages for entry in page.entries]
-    if not rows:
+def _search(project: Project, parts: dict[str, list[Page]], folder: Path) -> str:
+    """What searches the entries, and the downloads."""
+    pages = [page for found in parts.values() for page in found if page.entries]
+    if not pages:
         return "## Entries\n\nThere is no entry yet."
-    head = "".join(f"<th scope='col' data-key='{key}'>{name}</th>" for key, name in COLUMNS.items())
-    body = "\n".join(rows)
+    loaded = script(folder, "scoreboard.js")
+    numbers = {kind: sum(entry["kind"] == kind for page in pages for entry in page.entries) for kind in VERDICTS}
+    form = render(
+        "scoreboard_search.html",
+        data={kind: _write_data(folder, kind, pages) for kind in VERDICTS},
+        verdicts=VERDICTS,
+        parts={part: project.part_title(part) for part, found in parts.items() if any(page.entries for page in found)},
+        said=f"{counted(numbers['claim'], 'claim')}, {counted(numbers['check'], 'check')}",
+        columns=COLUMNS,
+        loaded=Markup(loaded),
+    )
     return (
         "## Entries\n\n"
         "To take away, with every number unrounded: "
         "<a href='downloads/scoreboard.csv' download>scoreboard.csv</a>, "
-        "<a href='downloads/scoreboard.parquet' download>scoreboard.parquet</a>.\n\n"
-        f"<div class='lossbook-board'>\n{_form(project, pages, len(rows))}\n"
-        "<table><caption class='visually-hidden'>All checks and claims</caption>"
-        f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table>{loaded}\n</div>"
+        "<a href='downloads/scoreboard.parquet' download>scoreboard.parquet</a>."
+        f"{chr(10) * 2}{form if loaded else ''}"
+    ).strip()
+
+
+def _write_data(folder: Path, kind: str, pages: Sequence[Page]) -> str:
+    """Write what the search knows of the entries of a kind; returns its address.
+
+    It is a script: pages that are opened from a disk may load no other file.
+    """
+    papers = [[_name(page), page.paper.part, f"{page.paper.page}.html"] for page in pages]
+    rows = []
+    for number, page in enumerate(pages):
+        for entry in page.entries:
+            if entry["kind"] == kind:
+                found = _entry(page, entry)
+                rows.append(
+                    [number, *(found[key] for key in ("id", "verdict", "statement", "result", "detail", "value"))]
+                )
+                rows[-1] += [found["size"], found["number"]]
+    text = (
+        f"lossbookEntries({json.dumps(kind)}, {json.dumps([papers, rows], separators=(',', ':'), allow_nan=False)});\n"
     )
+    path = folder / EXTRA / "scripts" / f"scoreboard-{kind}s.js"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return f"scripts/{path.name}?v={hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def _form(project: Project, pages: Sequence[Page], number: int) -> str:
-    """What searches and filters the table. It does nothing without the script, and is not shown then."""
-    parts = {page.paper.part: project.part_title(page.paper.part) for page in pages if page.entries}
-    verdicts = {verdict: verdict for verdicts in VERDICTS.values() for verdict in verdicts}
-    return (
-        "<form role='search' aria-label='Entries' autocomplete='off'>"
-        "<label class='lossbook-search'>Search the entries <input type='search' name='text' spellcheck='false'></label>"
-        f"{_choice('kind', {'check': 'checks', 'claim': 'claims'})}"
-        f"{_choice('verdict', verdicts)}{_choice('part', parts)}"
-        "<button type='reset'>Clear</button>"
-        f"<p role='status'>{number:,} of {number:,} entries</p></form>"
-    )
+def _entry(page: Page, entry: dict[str, Any]) -> dict[str, Any]:
+    """What the scoreboard shows of an entry. `value` and `number` are what it can be sorted by, as text."""
+    common = {
+        "kind": entry["kind"],
+        "id": entry["id"],
+        "verdict": entry["verdict"],
+        "statement": _line(entry["statement"]),
+        "address": _address(page, entry),
+    }
+    return common | (_check if entry["kind"] == "check" else _claim)(entry)
 
 
-def _choice(name: str, options: dict[str, str]) -> str:
-    listed = "".join(f"<option value='{escape(value)}'>{escape(text)}</option>" for value, text in options.items())
-    return f"<label>{name.capitalize()} <select name='{name}'><option value=''>all</option>{listed}</select></label>"
+def _check(entry: dict[str, Any]) -> dict[str, Any]:
+    """Error and cases."""
+    return {
+        "result": _number(entry["error"], "not finite"),
+        "detail": f"tolerance\u00a0{_number(entry['tolerance'], 'none')}",
+        "value": _sorted_by(entry["error"]),
+        "size": _many(entry["cases"], "case"),
+        "number": entry["cases"],
+    }
 
 
-def _row(project: Project, page: Page, entry: dict[str, Any]) -> str:
-    """An entry as a row; `data-value` is what a column of numbers is sorted by."""
-    kind, verdict = escape(entry["kind"]), escape(entry["verdict"])
-    result, size = (_check if entry["kind"] == "check" else _claim)(entry)
-    cells = [
-        f"<td>{_paper(page)}</td>",
-        f"<td>{escape(project.part_title(page.paper.part))}</td>",
-        f"<th scope='row'><a href='{_address(page, entry)}'>{kind} {escape(entry['id'])}</a></th>",
-        f"<td>{badge(entry['verdict'])}</td>",
-        f"<td>{escape(_line(entry['statement']))}</td>",
-        result,
-        size,
-        f"<td>{escape(entry['profile'])}</td>",
-    ]
-    part = escape(page.paper.part)
-    return f"<tr data-kind='{kind}' data-verdict='{verdict}' data-part='{part}'>{''.join(cells)}</tr>"
-
-
-def _check(entry: dict[str, Any]) -> tuple[str, str]:
-    """The cells of error and cases."""
-    shown = (
-        f"{_number(entry['error'], 'not finite')} <small>tolerance\u00a0{_number(entry['tolerance'], 'none')}</small>"
-    )
-    return _cell(entry["error"], shown), _cell(entry["cases"], _many(entry["cases"], "case"))
-
-
-def _claim(entry: dict[str, Any]) -> tuple[str, str]:
-    """The cells of effect and seeds. The ledger leaves out what is not finite: an interval without end, no effect."""
+def _claim(entry: dict[str, Any]) -> dict[str, Any]:
+    """Effect and seeds. The ledger leaves out what is not finite: an interval without end, no effect."""
     low, high = _number(entry["low"], "−∞"), _number(entry["high"], "∞")
-    effect = f"{_number(entry['effect'], '')} {_line(entry['unit'])}" if _known(entry["effect"]) else "no value"
     against = f", against {_line(entry['against'])}" if entry["against"] else ""
-    margin = f"margin\u00a0{_number(entry['margin'], 'none')}"
-    shown = f"{escape(effect)} <small>[{low}, {high}], {margin}{escape(against)}</small>"
-    return _cell(entry["effect"], shown), _cell(entry["seeds"], _many(entry["seeds"], "seed"))
+    effect = f"{_number(entry['effect'], '')} {_line(entry['unit'])}".strip()
+    return {
+        "result": effect if _known(entry["effect"]) else "no value",
+        "detail": f"[{low}, {high}], margin\u00a0{_number(entry['margin'], 'none')}{against}",
+        "value": _sorted_by(entry["effect"]),
+        "size": _many(entry["seeds"], "seed"),
+        "number": entry["seeds"],
+    }
 
 
-def _cell(value: float | None, shown: str) -> str:
-    number = f" data-value='{str(float(value)).replace('inf', 'Infinity')}'" if _known(value) else ""
-    return f"<td{number}>{shown}</td>"
+def _sorted_by(value: float | None) -> str | None:
+    """A number as JavaScript reads it; JSON has no infinity."""
+    return str(float(value)).replace("inf", "Infinity") if _known(value) else None
 
 
 def _number(value: float | None, missing: str) -> str:

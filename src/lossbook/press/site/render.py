@@ -1,7 +1,8 @@
 """Rendering: Jupyter Book makes the site beside the last one, and takes its place when it is complete.
 
 What Jupyter Book read and wrote is kept, so that the next render makes again only the pages that an edit reaches. It
-is used if the last render ended well and nothing but the text of pages has changed since; else all is made anew.
+is used if the last render ended well and nothing but the text of pages and the library has changed since; else all is
+made anew, with the formulas that were made before.
 """
 
 import contextlib
@@ -24,12 +25,16 @@ from lossbook.press.errors import PressError
 from lossbook.press.pages.model import EXTRA
 from lossbook.press.project import Project
 
+# Whose files take part in rendering.
+ROOMS = ("extensions", "site")
 # Of the source that a site was rendered from, within the site.
 DIGEST = ".source"
 # In the folder that is kept: what the next render must find unchanged. Absent while one is under way, or has failed.
 STATE = "state"
 # Beside Sphinx's doctrees, from our builder: what pages see of each other.
-SEEN = "seen.txt"
+SEEN = "seen.json"
+# Beside the site: formulas, by what was asked of MathJax.
+FORMULAS = "formulas.sqlite"
 
 
 def current(project: Project, source: Path) -> bool:
@@ -49,11 +54,12 @@ def _digest(folder: Path, files: Iterable[Path]) -> str:
 
 @functools.cache
 def _tools() -> str:
-    """Of everything installed and of this package, whose docstrings and source are pages too."""
+    """Of everything installed and of what takes part in rendering here. Pages of the library name its digests."""
     installed = sorted(f"{each.name} {each.version}" for each in distributions())
-    package = Path(__file__).parents[1]
-    modules = [(package, path.relative_to(package)) for path in sorted(package.rglob("*.py"))]
-    return _hash("\0".join([platform.python_version(), *installed]), modules)
+    press = Path(__file__).parents[1]
+    paths = sorted(path for room in ROOMS for path in (press / room).rglob("*") if path.suffix in (".py", ".html"))
+    files = [(press, path.relative_to(press)) for path in paths]
+    return _hash("\0".join([platform.python_version(), *installed]), files)
 
 
 def _hash(text: str, files: Iterable[tuple[Path, Path]]) -> str:
@@ -72,8 +78,13 @@ def _state(source: Path) -> str:
     return "\n".join([_digest(source, others), str(source.resolve()), *map(str, files)])
 
 
-def render(project: Project, source: Path) -> Path:
+def render(project: Project, source: Path, jobs: int | None = None) -> Path:
     """Render an assembled source folder; returns the folder of the finished site.
+
+    Args:
+        project: whose site it is.
+        source: the source of the book.
+        jobs: processes side by side; by default one a core.
 
     Raises:
         PressError: if Jupyter Book fails or warns; the last site is then still in its place.
@@ -92,7 +103,7 @@ def render(project: Project, source: Path) -> Path:
     # Copied in every build; whether a file is there already would show in the links to it.
     shutil.rmtree(work / "_build" / "html" / "_static", ignore_errors=True)
     sync(source, work / "source")
-    made = _jupyter_book(project, work)
+    made = _jupyter_book(project, work, jobs or os.cpu_count() or 1)
     shutil.copytree(made, new)
     (new / DIGEST).write_text(digest)
     if project.site.exists():
@@ -119,9 +130,9 @@ def sync(source: Path, target: Path) -> None:
             shutil.copyfile(source / path, there)
 
 
-def _jupyter_book(project: Project, work: Path) -> Path:
+def _jupyter_book(project: Project, work: Path, jobs: int) -> Path:
     source, made, log = work / "source", work / "_build" / "html", project.output / "render.log"
-    command = [sys.executable, "-c", f"from {__name__} import jupyter_book; jupyter_book()"]
+    command = [sys.executable, "-c", f"from {__name__} import jupyter_book; jupyter_book({jobs})"]
     with open(log, "wb") as file:
         # In a session of its own, so that a Ctrl-C reaches us alone and we end it.
         process = subprocess.Popen(
@@ -129,7 +140,12 @@ def _jupyter_book(project: Project, work: Path) -> Path:
             stdin=subprocess.PIPE,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONWARNINGS": "ignore", "NO_COLOR": "1"},
+            env={
+                **os.environ,
+                "PYTHONWARNINGS": "ignore",
+                "NO_COLOR": "1",
+                "LOSSBOOK_FORMULAS": str(project.output / FORMULAS),
+            },
             start_new_session=True,
         )
         try:
@@ -147,11 +163,14 @@ def _jupyter_book(project: Project, work: Path) -> Path:
     return made
 
 
-def jupyter_book() -> None:
+def jupyter_book(jobs: int) -> None:
     """Be the command `jupyter-book`, until done or until the process that started it has ended, however it did."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    from jupyter_book import sphinx
     from jupyter_book.cli.main import main
 
+    # Its command line has no option for this.
+    sphinx.build_sphinx = functools.partial(sphinx.build_sphinx, jobs=jobs)
     main(prog_name="jupyter-book")
 
 
