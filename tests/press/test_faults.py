@@ -60,13 +60,14 @@ BEGUN = """
 import os
 from pathlib import Path
 from lossbook.press.cli import main as command
-from lossbook.press.site import render
+from lossbook.press.site import check, render
 
 def application(made=command.application):
     Path(os.environ["BEGUN"]).touch()
     return made()
 
 render.render = lambda project, source, jobs: None
+check.check = lambda project: []
 command.application = application
 command.main()
 """

@@ -295,7 +295,7 @@ def test_the_command_says_why(tiny, tmp_path):
     shutil.copytree(keys._package(), copy, ignore=shutil.ignore_patterns("__pycache__"))
     tiny.program = (
         "-c",
-        "from lossbook.press.site import render\nrender.render = lambda *a: None\n"
+        "from lossbook.press.site import check, render\nrender.render = lambda *a: None\ncheck.check = lambda *a: []\n"
         "from lossbook.press.cli.main import main\nmain()",
     )
     tiny.notebook("reaches", f"from {OTHER} import *\n")

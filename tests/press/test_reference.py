@@ -222,6 +222,14 @@ def test_docstrings_leave_no_markdown(tree):
 
 
 @pytest.mark.slow
+def test_source_code_leads_back_to_what_describes_it(tree):
+    # Sphinx knows one name for all of a module, here the one that is not flat.
+    links = set(re.findall(r'href="[^"]*api/lab.html#([^"]+)"', tree.page("_modules/lossbook/lab/fitting")))
+    page = tree.page("api/lab")
+    assert len(links) > 5 and [link for link in links if f'id="{link}"' not in page] == []
+
+
+@pytest.mark.slow
 def test_papers_are_cited(tree):
     page = tree.page("api/methods/contrastive/temperature_free_infonce")
     assert re.search(r'href="[./]*references.html#[^"]*"', page)

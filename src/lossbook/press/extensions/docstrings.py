@@ -18,6 +18,8 @@ _BLOCK = re.compile(r"^( *)\$\$(.+?)\$\$ *$|^ *>>> [^\n]*(?:\n *\S[^\n]*)*", re.
 # What is reStructuredText already, code, a dollar, a formula in a line.
 _PIECES = re.compile(r"(``.+?``|:[\w:]+:`[^`]+`)|(`[^`]+`)|(\\\$)|\$([^$]+?)\$", re.DOTALL)
 _ARXIV = re.compile(r"\barXiv:(\d{4}\.\d{4,5})\b")
+# Among what Sphinx remembers while it reads a page: by the name under which a thing is described, where it is defined.
+HOMES = "lossbook_homes"
 # The arguments of a signature that has a line for each.
 _LINES = re.compile(r"<dl>\n((?:<dd>.*</dd>\n)+)</dl>")
 # In which version something came, changed or will go; on a line of its own, of an argument or of the whole.
@@ -122,7 +124,21 @@ def _signature(
     if what == "function" and home != name:
         # As autodoc does for classes: links to where a function is defined lead here as well.
         cast("PythonDomain", app.env.get_domain("py")).note_object(home, what, name, aliased=True)
+    app.env.temp_data.setdefault(HOMES, {})[name] = home
     return signature and short(signature), returned and short(returned)
+
+
+def _anchors(app: "Sphinx", domain: str, objtype: str, content: Any) -> None:
+    """Where a thing is defined is an anchor as well: pages of source code lead back by that name."""
+    from sphinx import addnodes
+
+    homes = app.env.temp_data.get(HOMES, {})
+    for signature in content.parent.findall(addnodes.desc_signature):
+        name = signature.get("fullname") or ""
+        home = homes.get(f"{signature.get('module')}.{name}", "")
+        # What is inherited is at home elsewhere.
+        if name and home.endswith(f".{name}") and home not in signature["ids"]:
+            signature["ids"].append(home)
 
 
 def _skip(app: "Sphinx", what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -165,5 +181,6 @@ def setup(app: "Sphinx") -> dict[str, Any]:
     app.connect("autodoc-process-signature", _signature)
     app.connect("autodoc-skip-member", _skip)
     app.connect("object-description-transform", _quotes)
+    app.connect("object-description-transform", _anchors)
     app.connect("html-page-context", _arguments)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
