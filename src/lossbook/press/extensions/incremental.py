@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from docutils import nodes
 from docutils.nodes import Node
@@ -230,7 +230,7 @@ def _pages_to_write(app: Sphinx, env: BuildEnvironment) -> list[str]:
         app.builder.contents_changed = CONTENTS in changed
         for name in changed - env.all_docs.keys() - {CONTENTS}:
             # The page of a module's source: it is written again where it is missing.
-            Path(app.builder.get_outfilename(name)).unlink(missing_ok=True)
+            Path(cast(IncrementalBuilder, app.builder).get_outfilename(name)).unlink(missing_ok=True)
     # With nothing to write, Sphinx would not copy files either.
     return sorted(changed & env.all_docs.keys() | {env.config.root_doc})
 
@@ -243,7 +243,7 @@ def _allow_processes(app: Sphinx, env: BuildEnvironment, pages: list[str]) -> No
 
 def _source_is_missing(app: Sphinx, name: str) -> bool:
     """Whether the page of a module's source must be written; Sphinx would import each module to ask for its age."""
-    return not Path(app.builder.get_outfilename(SOURCE + name.replace(".", "/"))).is_file()
+    return not Path(cast(IncrementalBuilder, app.builder).get_outfilename(SOURCE + name.replace(".", "/"))).is_file()
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from docutils import nodes
 from sphinx import addnodes
 from sphinx.application import Sphinx
+from sphinx.builders.html import StandaloneHTMLBuilder
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
 
@@ -76,7 +77,7 @@ def _title(app: Sphinx, page: str) -> str:
     title = app.env.titles[page]
     if all(isinstance(child, nodes.Text) for child in title.children):
         return escape(title.astext())
-    return app.builder.render_partial(title)["title"]
+    return cast(StandaloneHTMLBuilder, app.builder).render_partial(title)["title"]
 
 
 @cache
