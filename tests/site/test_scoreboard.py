@@ -228,11 +228,15 @@ def test_it_works_by_keyboard(open_page, claims):
         assert page.evaluate("document.activeElement.parentElement.dataset.key") == column
     page.keyboard.press("Enter")
     page.locator("[data-key=runs][aria-sort=ascending]").wait_for()
-    # The focus stays (the site gives it back after the theme took it), so the same key turns the order round.
-    page.wait_for_function("document.activeElement.closest('[data-key=runs]')")
+    # The focus stays, so the same key turns the order round: the site gives it back after the theme took it, by a timer
+    # that was set before this one.
+    given_back = (
+        "new Promise(done => setTimeout(() => done(document.activeElement.closest('[data-key=runs]') !== null)))"
+    )
+    assert page.evaluate(given_back)
     page.keyboard.press("Space")
     page.locator("[data-key=runs][aria-sort=descending]").wait_for()
-    page.wait_for_function("document.activeElement.closest('[data-key=runs]')")
+    assert page.evaluate(given_back)
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.closest('tr').rowIndex") > 0
 
