@@ -168,7 +168,7 @@ def test_parts_keep_the_order_of_the_book(tmp_path):
     # The opening page of a part is no paper.
     text = written(roadmap, book, pages, "roadmap")
     assert "[About A](a/a.ipynb)" in text and "4 papers; 2 have a page" in text
-    assert written(gallery, book, pages, "gallery").count("<li class='lossbook-card'") == 2
+    assert written(gallery, book, pages, "gallery").count('<li class="lossbook-card"') == 2
 
 
 def test_without_its_script_the_gallery_has_no_filters(tmp_path):
