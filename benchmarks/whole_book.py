@@ -1,11 +1,15 @@
 """The book with all papers of the catalogue: how long it builds, how large its pages are, how they behave in a browser.
 
-    python benchmarks/whole_book.py [--keep FOLDER] [--times 3]
+    python benchmarks/whole_book.py [--keep FOLDER] [--times 3] [--suite]
 
 Papers that have no notebook yet get one of those that exist, under their own name and title, with the run that is in
 _build; no notebook is run, so `lossbook build --profile smoke` comes first. The package is copied too, so that a
 docstring can be edited. Times are those of whole commands. A page is usable when it is painted and loaded and its last
 long task is over. The browser has visited nothing before, and reads the site from the loopback.
+
+With --suite, the tests of the project run on it instead, as `make test` runs them in a fresh clone: a paper without a
+notebook has the tests of the one that it got, and every notebook is run at `smoke`. What fails there does not matter (a
+title that is there twice, a count of papers); what it takes does.
 """
 
 import argparse
@@ -36,6 +40,11 @@ from lossbook.press.site.server import server
 ROOT = Path(__file__).parents[1]
 # What a build of the book reads.
 NEEDED = ("_config.yml", "constraints.txt", "pyproject.toml", "CHANGELOG.md", "book", "notebooks", "records", "src")
+# What its tests read besides.
+TESTED = (
+    "tests", "benchmarks", "Makefile", "README.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "environment.yml",
+    ".pre-commit-config.yaml", ".gitignore", ".ci",
+)  # fmt: skip
 # By paper, whose run stands for its own.
 MODELS = "models.json"
 # A method and a paper that are edited.
@@ -187,6 +196,48 @@ class Book:
         return sorted(seconds)[len(seconds) // 2], again
 
 
+def suite(book: Book) -> None:
+    """Run the tests as `make test` does."""
+    for name in TESTED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, book.root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, book.root)
+    here, models = Project(ROOT, ROOT / "_build"), json.loads((book.root / MODELS).read_text())
+    for slug, model in models.items():
+        paper, tests = here.papers[model], book.root / "tests" / "methods"
+        one = tests / paper.part / f"test_{model}.py"
+        if slug != model and one.is_file():
+            part = tests / book.project.papers[slug].part
+            part.mkdir(exist_ok=True)
+            shutil.copy(one, part / f"test_{slug}.py")
+    shutil.rmtree(book.project.output, ignore_errors=True)
+    started = time.perf_counter()
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--numprocesses",
+        "2",
+        "--dist",
+        "load",
+        "--maxschedchunk",
+        "1",
+        "--quiet",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=book.root,
+        env={**os.environ, "PYTHONPATH": str(book.root / "src")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    (book.root / "suite.log").write_text(done.stdout)
+    print(f"the suite with {len(book.project.papers)} notebooks: {(time.perf_counter() - started) / 60:.1f} min")
+    print("\n".join(done.stdout.splitlines()[-3:]))
+
+
 def building(book: Book, times: int) -> None:
     book.store()
     # Python's own compiled files are there, as they are after any use.
@@ -266,10 +317,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="make the book there, or go on with what is there")
     parser.add_argument("--times", type=int, default=3, help="how often an edit or a visit is repeated")
+    parser.add_argument("--suite", action="store_true", help="run the tests on it, as `make test` does")
     parser.add_argument("--look", action="store_true", help="build nothing, look at what is there")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         book = Book((options.keep or Path(folder, "book")).resolve())
+        if options.suite:
+            suite(book)
+            return
         if not options.look:
             building(book, options.times)
         sizes(book.project.site)
