@@ -249,7 +249,7 @@ def building(book: Book, times: int) -> None:
     edits = {
         "prose of one page": (PAPER, "because somebody tried."),
         "title of one page": (PAPER, "# # How many groups?"),
-        "docstring of one method": (METHOD, "Source:\n"),
+        "docstring of one method": (METHOD, "the paper's own closed form may differ."),
         "docstring of the bench": ("src/lossbook/lab/plots.py", '"""'),
     }
     for what, (name, old) in edits.items():
