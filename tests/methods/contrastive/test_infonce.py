@@ -128,7 +128,6 @@ def test_compile_without_graph_breaks():
         (torch.ones(3, 0), torch.ones(3, 0), "queries"),
         (torch.ones(3, 2), torch.ones(4, 2), "keys"),
         (torch.ones(3, 2), torch.ones(3, 1), "keys"),
-        (torch.ones(3, 2), torch.ones(3, 2).double(), "keys"),
         (torch.ones(3, 2), torch.ones(3, 2, device="meta"), "keys"),
         (torch.ones(3, 2, dtype=torch.int64), torch.ones(3, 2), "queries"),
         (torch.ones(3, 2), torch.ones(3, 2, dtype=torch.bool), "keys"),

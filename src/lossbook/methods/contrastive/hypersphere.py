@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossbook.methods._validate import paired, positive
+from lossbook.methods._validate import paired, positive, shaped
 from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = ["alignment", "uniformity"]
@@ -56,7 +56,7 @@ def uniformity(embeddings: Float[Tensor, "n d"], *, scale: float = 2.0, rows: in
         [-4.0, 0.0]
     """
     positive("scale", scale)
-    embeddings, _ = paired(embeddings, embeddings, ("embeddings", "embeddings"))
+    embeddings = shaped("embeddings", embeddings, "n d")
     n = len(embeddings)
     if n < 2:
         raise ValueError(f"embeddings: expected at least two rows, got {n}")
