@@ -42,8 +42,8 @@ def trades(
         >>> round(adversarial.trades(logits, attacked, torch.tensor([0]), weight=6.0).item(), 3)
         1.137
     """
-    number("weight", weight, least=0.0)
+    weight = number("weight", weight, least=0.0)
     logits, adversarial_logits = logit_pair(logits, adversarial_logits)
-    indices("targets", targets, len(logits))
+    targets = indices("targets", targets, len(logits))
     clean = F.cross_entropy(logits, targets, reduction="none")
     return reduce(clean + weight * kl_divergence(logits, adversarial_logits, reduction="none"), reduction)

@@ -50,11 +50,11 @@ def ard(
         >>> round(distillation.ard(logits, attacked, teacher, targets, temperature=2.0).item(), 3)
         0.586
     """
-    positive("temperature", temperature)
-    number("weight", weight, 0.0, 1.0)
+    temperature = positive("temperature", temperature)
+    weight = number("weight", weight, 0.0, 1.0)
     _, teacher_logits = logit_pair(logits, teacher_logits, ("logits", "teacher_logits"))
     logits, adversarial_logits = logit_pair(logits, adversarial_logits)
-    indices("targets", targets, len(logits))
+    targets = indices("targets", targets, len(logits))
     clean = F.cross_entropy(logits, targets, reduction="none")
     tempered = teacher_logits.detach() / temperature
     match = kl_divergence(tempered, adversarial_logits / temperature, reduction="none")
@@ -94,7 +94,7 @@ def rslad(
         >>> round(distillation.rslad(logits, attacked, teacher).item(), 3)
         0.261
     """
-    number("weight", weight, 0.0, 1.0)
+    weight = number("weight", weight, 0.0, 1.0)
     _, teacher_logits = logit_pair(logits, teacher_logits, ("logits", "teacher_logits"))
     logits, adversarial_logits = logit_pair(logits, adversarial_logits)
     teacher_logits = teacher_logits.detach()

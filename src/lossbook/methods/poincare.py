@@ -58,7 +58,7 @@ def clip_norm(vectors: Points, *, radius: float | Float[Tensor, ""]) -> Points:
         tensor([[0.6000, 0.8000],
                 [0.3000, 0.4000]])
     """
-    positive("radius", radius)
+    radius = positive("radius", radius)
     (vectors,) = _points(vectors=vectors)
     length = _norm(vectors)
     # Within the radius the factor is exactly 1, and at zero nothing is divided.
@@ -84,7 +84,7 @@ def project(points: Points, *, curvature: Curvature = 1.0, margin: float | None 
         tensor([[0.3000, 0.4000],
                 [0.3000, 0.4000]])
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     (points,) = _points(points=points)
     kept = torch.finfo(points.dtype).eps ** 0.5 if margin is None else margin
     number("margin", kept, least=0.0, most=0.5)
@@ -105,7 +105,7 @@ def conformal_factor(points: Points, *, curvature: Curvature = 1.0) -> Float[Ten
         >>> poincare.conformal_factor(torch.tensor([[0.0, 0.0], [0.6, 0.0]])).round(decimals=3)
         tensor([2.0000, 3.1250])
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     (points,) = _points(points=points)
     return 2 / _gap(points, curvature)[..., 0]
 
@@ -137,7 +137,7 @@ def mobius_add(left: Points, right: Points, *, curvature: Curvature = 1.0) -> Po
         >>> torch.allclose(poincare.mobius_add(-x, z), y, atol=1e-6)
         True
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     left, right = _points(left=left, right=right)
     sum_, gap = left + right, _gap(left, curvature)
     square = curvature * sum_.square().sum(-1, keepdim=True)
@@ -171,7 +171,7 @@ def distance(left: Points, right: Points, *, curvature: Curvature = 1.0) -> Floa
                 [2.9400, 0.0000, 5.2000],
                 [2.9400, 5.2000, 0.0000]])
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     left, right = _points(left=left, right=right)
     return 2 / curvature**0.5 * _half_sinh(left, right, curvature)[..., 0].asinh()
 
@@ -199,7 +199,7 @@ def expmap0(vectors: Points, *, curvature: Curvature = 1.0, margin: float | None
         >>> x.round(decimals=3), poincare.distance(torch.zeros(2), x).round(decimals=3)
         (tensor([0.7620, 0.0000]), tensor(2.))
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     (vectors,) = _points(vectors=vectors)
     scaled = curvature**0.5 * _norm(vectors)
     return project(vectors * _over(torch.tanh, scaled, -1 / 3, 2 / 15), curvature=curvature, margin=margin)
@@ -220,7 +220,7 @@ def logmap0(points: Points, *, curvature: Curvature = 1.0) -> Points:
         >>> torch.allclose(poincare.logmap0(poincare.expmap0(v)), v, atol=1e-6)
         True
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     (points,) = _points(points=points)
     scaled = (curvature**0.5 * _norm(points)).clamp(max=1 - torch.finfo(points.dtype).eps)
     return points * _over(torch.atanh, scaled, 1 / 3, 1 / 5)
@@ -249,7 +249,7 @@ def expmap(points: Points, vectors: Points, *, curvature: Curvature = 1.0, margi
         >>> y.round(decimals=3), poincare.distance(x, y).round(decimals=3)
         (tensor([0.6900, 0.4990]), tensor(2.))
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     points, vectors = _points(points=points, vectors=vectors)
     moved = expmap0(vectors / _gap(points, curvature), curvature=curvature, margin=margin)
     return project(mobius_add(points, moved, curvature=curvature), curvature=curvature, margin=margin)
@@ -276,7 +276,7 @@ def logmap(points: Points, targets: Points, *, curvature: Curvature = 1.0) -> Po
         >>> torch.allclose(poincare.expmap(x, poincare.logmap(x, y)), y, atol=1e-6)
         True
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     points, targets = _points(points=points, targets=targets)
     half = _half_sinh(points, targets, curvature)
     # artanh(t)/t with t the length of the sum below; t = s / sqrt(1 + s²) for s = half, and artanh(t) = arsinh(s).
@@ -319,7 +319,7 @@ def hyperplane_logits(
         tensor([[0.0000, 0.0000],
                 [2.1970, 0.0000]])
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     points, offsets, normals = _points(points=points, offsets=offsets, normals=normals)
     if offsets.ndim != 2 or normals.shape != offsets.shape:
         raise ValueError(
@@ -364,7 +364,7 @@ def midpoint(
         >>> poincare.midpoint(points).round(decimals=3)  # their mean is (0.4, 0)
         tensor([0.5000, 0.0000])
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     (points,) = _points(points=points)
     if points.ndim < 2:
         raise ValueError(f"points: expected shape (..., m, d), got {tuple(points.shape)}")
@@ -402,7 +402,7 @@ def riemannian_gradient(points: Points, *, curvature: Curvature = 1.0) -> Points
         >>> x.grad.round(decimals=3)
         tensor([0.1410, 0.1410])
     """
-    positive("curvature", curvature)
+    curvature = positive("curvature", curvature)
     (points,) = _points(points=points)
     here = points.detach()
     return here + (_gap(here, curvature) / 2).square() * (points - here)

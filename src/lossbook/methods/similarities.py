@@ -85,7 +85,7 @@ def by_rows(
         tensor([1., 3., 5., 7.])
     """
     if rows is not None:
-        whole("rows", rows)
+        rows = whole("rows", rows)
     index = torch.arange(len(queries), device=queries.device)
     if rows is None or rows >= len(queries):
         return losses(queries, index)

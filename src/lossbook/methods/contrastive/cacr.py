@@ -43,7 +43,7 @@ def conditional_weights(costs: Float[Tensor, "*n k"], *, scale: Scale) -> Float[
         >>> conditional_weights(costs, scale=1.0).round(decimals=2)  # the farthest weighs most
         tensor([0.0900, 0.2400, 0.6700])
     """
-    number("scale", scale)
+    scale = number("scale", scale)
     return torch.softmax(scale * floating("costs", costs), -1)
 
 
@@ -81,7 +81,7 @@ def contrastive_attraction(
         >>> round(contrastive_attraction(views).item(), 3)
         2.0
     """
-    number("scale", scale, least=0.0)
+    scale = number("scale", scale, least=0.0)
     views = _checked(views)
     count = len(views)
     costs = (views[:, None] - views).square().sum(-1)  # (v, v, n)
@@ -135,7 +135,7 @@ def contrastive_repulsion(
         >>> round(contrastive_repulsion(views).item(), 3)
         -2.0
     """
-    number("scale", scale, least=0.0)
+    scale = number("scale", scale, least=0.0)
 
     def losses(costs: Tensor, own: Tensor) -> Tensor:
         weights = torch.softmax((-scale * costs).masked_fill(own, -math.inf), -1)
@@ -190,10 +190,10 @@ def cacr(
         >>> cacr(views, reduction="none").shape
         torch.Size([4])
     """
-    number("positive_scale", positive_scale, least=0.0)
-    number("negative_scale", negative_scale, least=0.0)
-    number("attraction", attraction, least=0.0)
-    number("repulsion", repulsion, least=0.0)
+    positive_scale = number("positive_scale", positive_scale, least=0.0)
+    negative_scale = number("negative_scale", negative_scale, least=0.0)
+    attraction = number("attraction", attraction, least=0.0)
+    repulsion = number("repulsion", repulsion, least=0.0)
     pull = contrastive_attraction(views, scale=positive_scale, detach=detach, reduction="none")
     push = contrastive_repulsion(
         views, scale=negative_scale, detach=detach, symmetric=symmetric, rows=rows, reduction="none"
@@ -233,8 +233,8 @@ def rbf_repulsion(
         >>> round(rbf_repulsion(views, width=1.0).item(), 3)
         -2.0
     """
-    number("scale", scale, least=0.0)
-    positive("width", width)
+    scale = number("scale", scale, least=0.0)
+    width = positive("width", width)
 
     def logs(costs: Tensor, own: Tensor) -> Tensor:
         exponents = (-scale * costs).masked_fill(own, -math.inf)
@@ -274,9 +274,9 @@ def cacr_from_cosines(
     """
     if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or len(cosines) < 2:
         raise ValueError(f"cosines: expected shape (n, n) with n at least 2, got {tuple(cosines.shape)}")
-    number("negative_scale", negative_scale, least=0.0)
-    number("attraction", attraction, least=0.0)
-    number("repulsion", repulsion, least=0.0)
+    negative_scale = number("negative_scale", negative_scale, least=0.0)
+    attraction = number("attraction", attraction, least=0.0)
+    repulsion = number("repulsion", repulsion, least=0.0)
     costs = 2 - 2 * cosines
     own = torch.eye(len(cosines), dtype=torch.bool, device=cosines.device)
     weights = torch.softmax((-negative_scale * costs).masked_fill(own, -math.inf), -1)

@@ -56,7 +56,7 @@ def hard_info_nce(
         >>> bool(hard < hard_info_nce(x, x, share=1.0))
         True
     """
-    positive("temperature", temperature)
+    temperature = positive("temperature", temperature)
     _check_share(share)
     queries, keys, positives = _candidates(queries, keys, positives)
 
@@ -118,7 +118,7 @@ def simple_contrastive(
         [-1.0, 1.0]
     """
     if weight is not None:
-        positive("weight", weight)
+        weight = positive("weight", weight)
     _check_share(share)
     queries, keys, positives = _candidates(queries, keys, positives)
 
@@ -165,7 +165,7 @@ def relative_penalties(
         >>> relative_penalties(similarities, temperature=0.1)[0].round(decimals=3)
         tensor([0.0000, 0.7310, 0.2690])
     """
-    positive("temperature", temperature)
+    temperature = positive("temperature", temperature)
     similarities = floating("similarities", similarities)
     if similarities.ndim != 2 or similarities.shape[0] != similarities.shape[1] or len(similarities) < 2:
         raise ValueError(f"similarities: expected shape (n, n) with n at least 2, got {tuple(similarities.shape)}")
@@ -205,7 +205,7 @@ def tolerance(
     n = len(embeddings)
     if n < 2:
         raise ValueError(f"embeddings: expected at least two rows, got {n}")
-    indices("targets", targets, n)
+    targets = indices("targets", targets, n)
     embeddings = unit(embeddings)
 
     def sums(some: Tensor, index: Tensor) -> Tensor:
@@ -257,7 +257,7 @@ def _candidates(queries: Tensor, keys: Tensor, positives: Tensor | None) -> tupl
         raise ValueError(
             f"keys: expected {queries.shape[1]} columns of {given[0]} as in queries, got {keys.shape[1]} of {given[1]}"
         )
-    indices("positives", positives, len(queries))
+    positives = indices("positives", positives, len(queries))
     return unit(queries), unit(keys), positives
 
 

@@ -121,7 +121,7 @@ def negative_von_mises_fisher_weights(
         >>> negative_von_mises_fisher_weights(x, y).round(decimals=2)
         tensor([0.8000, 1.2000])
     """
-    positive("sigma", sigma)
+    sigma = positive("sigma", sigma)
     first, second = map(unit, paired(first, second, ("first", "second")))
     agreement = (first * second).sum(-1)
     return 2 - len(first) * torch.softmax(agreement / sigma, 0)
@@ -140,7 +140,7 @@ def decoupled_contrastive_from_cosines(
 
     Negatives are then those of the other view. `sigma` None for DCL, $w_i=1$; else DCLW with weights held constant.
     """
-    positive("temperature", temperature)
+    temperature = positive("temperature", temperature)
     if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or len(cosines) < 2:
         raise ValueError(f"cosines: expected shape (n, n) with n at least 2, got {tuple(cosines.shape)}")
     positives = cosines.diagonal()

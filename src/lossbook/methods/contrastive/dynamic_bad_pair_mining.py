@@ -73,7 +73,7 @@ def pair_memory(n: int, *, device: torch.device | str | None = None, dtype: torc
         >>> memory.average, memory.count
         (tensor([nan, nan, nan]), tensor([0., 0., 0.]))
     """
-    whole("n", n)
+    n = whole("n", n)
     return PairMemory(
         torch.full((n,), math.nan, device=device, dtype=dtype), torch.zeros(n, device=device, dtype=dtype)
     )
@@ -112,9 +112,9 @@ def record_losses(
         >>> memory.average
         tensor([2., nan, 2.])
     """
-    positive("gain", gain)
+    gain = positive("gain", gain)
     losses = shaped("losses", losses, "n").detach()
-    indices("index", index, len(losses))
+    index = indices("index", index, len(losses))
     new, old = (gain * losses).to(memory.average.dtype), memory.average[index]
     count = memory.count[index] + 1
     average = torch.where(count == 1, new, old + (new - old) / count)

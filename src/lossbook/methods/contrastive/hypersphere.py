@@ -27,7 +27,7 @@ def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], *, powe
         >>> round(alignment(x, x).item(), 3), round(alignment(x, -x).item(), 3)
         (0.0, 4.0)
     """
-    positive("power", power)
+    power = positive("power", power)
     first, second = map(unit, paired(first, second, ("first", "second")))
     squares = (first - second).square().sum(-1)
     if power != 2:
@@ -55,7 +55,7 @@ def uniformity(embeddings: Float[Tensor, "n d"], *, scale: float = 2.0, rows: in
         >>> [round(uniformity(x).item(), 3) for x in (torch.eye(4), torch.ones(4, 4))]
         [-4.0, 0.0]
     """
-    positive("scale", scale)
+    scale = positive("scale", scale)
     embeddings = shaped("embeddings", embeddings, "n d")
     n = len(embeddings)
     if n < 2:

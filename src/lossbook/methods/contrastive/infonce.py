@@ -76,10 +76,10 @@ def info_nce(
         >>> info_nce(x, x, temperature=1.0, reduction="none").shape
         torch.Size([3])
     """
-    positive("temperature", temperature)
+    temperature = positive("temperature", temperature)
     queries, keys = paired(queries, keys)
     if groups is not None:
-        indices("groups", groups, len(queries))
+        groups = indices("groups", groups, len(queries))
     queries, keys = unit(queries), unit(keys)
 
     def logits(some: Tensor, others: Tensor, index: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ def two_view_terms(
         >>> pull.round(decimals=3), push.round(decimals=3)
         (tensor([2., 2., 2., 2., 2., 2.]), tensor([1.3860, 1.3860, 1.3860, 1.3860, 1.3860, 1.3860]))
     """
-    positive("temperature", temperature)
+    temperature = positive("temperature", temperature)
     first, second = map(unit, paired(first, second, ("first", "second")))
     views = torch.cat([first, second])
     n = len(first)

@@ -65,11 +65,11 @@ def logit_dp_sensitivity(
         >>> round(logit_dp_sensitivity(64), 3), round(logit_dp_sensitivity(), 3)
         (15.223, 16.778)
     """
-    positive("clip", clip)
-    positive("temperature", temperature)
+    clip = positive("clip", clip)
+    temperature = positive("temperature", temperature)
     one_of("form", form, "derived", "published", "code")
     if n is not None:
-        whole("n", n)
+        n = whole("n", n)
     # Divided by E, so that small temperatures do not overflow.
     inverse = math.exp(-2 / temperature)
     others = math.inf if n is None else float(n - 1)
@@ -118,8 +118,8 @@ def logit_dp_influence(
         >>> bool((logit_dp_influence(torch.eye(3)) <= logit_dp_sensitivity(3)).all())
         True
     """
-    positive("clip", clip)
-    positive("temperature", temperature)
+    clip = positive("clip", clip)
+    temperature = positive("temperature", temperature)
     shares = torch.softmax(shaped("cosines", cosines, "n n") / temperature, 1)
     own = shares.diagonal()
     return 2 * clip / temperature * (1 - 2 * own + shares.sum(0))
@@ -159,8 +159,8 @@ def logit_dp_weights(
         tensor([[-0.2690,  0.1340],
                 [ 0.1340, -0.2690]])
     """
-    positive("clip", clip)
-    positive("temperature", temperature)
+    clip = positive("clip", clip)
+    temperature = positive("temperature", temperature)
     logits = shaped("similarities", similarities, "n n") / temperature
     n = len(logits)
     on_diagonal = torch.eye(n, dtype=logits.dtype, device=logits.device)
@@ -282,7 +282,7 @@ def pair_gradient_norms(
     """
     alike("second", second, "first", first, "shape")
     if rows is not None:
-        whole("rows", rows)
+        rows = whole("rows", rows)
     one_of("route", route, "auto", "linear", "jacobian")
     if route == "linear" and not _is_linear(encoder):
         raise ValueError(
@@ -341,11 +341,11 @@ def logit_dp_gradient(
         >>> {name: tuple(gradient.shape) for name, gradient in gradients.items()}
         {'weight': (2, 4), 'bias': (2,)}
     """
-    number("noise_multiplier", noise_multiplier, least=0.0)
+    noise_multiplier = number("noise_multiplier", noise_multiplier, least=0.0)
     if sensitivity is None:
         sensitivity = logit_dp_sensitivity(clip=clip, temperature=temperature)
     if noise_multiplier:
-        positive("sensitivity", sensitivity)
+        sensitivity = positive("sensitivity", sensitivity)
     norms = pair_gradient_norms(encoder, parameters, first, second, rows=rows)
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:

@@ -66,7 +66,7 @@ def nearest_rows(embeddings: Float[Tensor, "n d"], *, neighbours: int = 3) -> In
     """
     embeddings, _ = paired(embeddings, embeddings)
     n = len(embeddings)
-    whole("neighbours", neighbours, most=n - 1)
+    neighbours = whole("neighbours", neighbours, most=n - 1)
     points = embeddings.detach()
     # One common factor keeps the squares from overflowing and leaves the order.
     points = points / points.abs().amax().clamp(min=torch.finfo(points.dtype).tiny)
@@ -95,7 +95,7 @@ def graph_convolution(features: Float[Tensor, "n f"], neighbours: Int[Tensor, "n
                 [2.]])
     """
     features = floating("features", features)
-    indices("neighbours", neighbours, len(features), "k")
+    neighbours = indices("neighbours", neighbours, len(features), "k")
     return (features + features[neighbours].sum(1)) / (neighbours.shape[1] + 1)
 
 
@@ -126,8 +126,8 @@ def edge_affinity(
         tensor([ 1., -1., -1.])
     """
     first, second = paired(first, second)
-    indices("first_neighbours", first_neighbours, len(first), "k")
-    indices("second_neighbours", second_neighbours, len(first), "k")
+    first_neighbours = indices("first_neighbours", first_neighbours, len(first), "k")
+    second_neighbours = indices("second_neighbours", second_neighbours, len(first), "k")
     (n, k), d = first_neighbours.shape, first.shape[1]
     if second_neighbours.shape != (n, k):
         raise ValueError(f"second_neighbours: expected shape ({n}, {k}), got {tuple(second_neighbours.shape)}")
@@ -290,9 +290,9 @@ def graph_matching_loss(
         >>> round(loss.item(), 3), vertices.grad.tolist()
         (4.0, [[-0.5, 0.5], [0.5, -0.5]])
     """
-    positive("strength", strength)
+    strength = positive("strength", strength)
     if noise != 0:
-        positive("noise", noise)
+        noise = positive("noise", noise)
     vertices = _check_vertices(vertices, edges)
     if edges is not None:
         edges = edges._replace(affinity=floating("edges", edges.affinity))

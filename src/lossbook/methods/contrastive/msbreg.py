@@ -194,8 +194,8 @@ def msbreg(
         >>> round(msbreg(views, views, kicks, brownian_weight=0.1).item(), 3)
         -0.1
     """
-    number("singular", singular, least=0.0)
-    number("brownian_weight", brownian_weight, least=0.0)
+    singular = number("singular", singular, least=0.0)
+    brownian_weight = number("brownian_weight", brownian_weight, least=0.0)
     isotropy = torch.stack([singular_isotropy(view, form=form) for view in _checked("views", views)]).mean()
     return (
         centroid_attraction(views, targets, pull=pull) + singular * isotropy + brownian_weight * brownian(views, kicks)

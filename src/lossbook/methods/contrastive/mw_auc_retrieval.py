@@ -60,7 +60,7 @@ def mann_whitney_from_scores(
     scores = []
     for name, value in (("positives", positives), ("negatives", negatives)):
         scores.append(shaped(name, value, "n"))
-    positive("temperature", temperature)
+    temperature = positive("temperature", temperature)
     one_of("over_negatives", over_negatives, "sum", "mean")
     positives, negatives = (value / temperature for value in scores)
     losses = _against_all(positives, negatives, rows)
@@ -102,9 +102,9 @@ def mann_whitney_from_cosines(
     cosines = floating("cosines", cosines)
     if cosines.ndim != 2 or not 0 < len(cosines) <= cosines.shape[1]:
         raise ValueError(f"cosines: expected shape (n, m) with m >= n >= 1, got {tuple(cosines.shape)}")
-    positive("temperature", temperature)
+    temperature = positive("temperature", temperature)
     if groups is not None:
-        indices("groups", groups, cosines.shape[1])
+        groups = indices("groups", groups, cosines.shape[1])
     one_of("pool", pool, "batch", "query")
     one_of("over_negatives", over_negatives, "sum", "mean")
     n, m = cosines.shape

@@ -107,8 +107,8 @@ def potential_negatives(
     """
     similarities = shaped("similarities", similarities, "n m")
     n, m = similarities.shape
-    indices("targets", targets, n)
-    whole("size", size, most=m - 1)
+    targets = indices("targets", targets, n)
+    size = whole("size", size, most=m - 1)
     own = targets[:, None] == torch.arange(m, device=similarities.device)
     ranked = similarities
     if limit is not None:
@@ -164,10 +164,10 @@ def select_negatives(
     target_scores = floating("target_scores", target_scores)
     if target_scores.shape != (n,):
         raise ValueError(f"target_scores: expected shape ({n},), got {tuple(target_scores.shape)}")
-    number("beta", beta)
-    number("fallback_score", fallback_score)
-    whole("count", count, most=m)
-    whole("stride", stride)
+    beta = number("beta", beta)
+    fallback_score = number("fallback_score", fallback_score)
+    count = whole("count", count, most=m)
+    stride = whole("stride", stride)
     keep = scores <= target_scores[:, None] - beta
     kept = keep.sum(1)
     rank = keep.cumsum(1) - 1
@@ -226,8 +226,8 @@ def judge_alignment_from_cosines(
     """
     cosines = shaped("cosines", cosines, "n m")
     cosines, scores = _alike("cosines", cosines, "scores", scores)
-    positive("temperature", temperature)
-    number("epsilon", epsilon, least=0.0)
+    temperature = positive("temperature", temperature)
+    epsilon = number("epsilon", epsilon, least=0.0)
     one_of("divergence", divergence, "symmetric", "target", "model")
     log_p, log_q = (F.log_softmax(values / temperature, dim=1) for values in (cosines, scores))
 
@@ -333,7 +333,7 @@ def reranker_loss(
     logits = shaped("position_logits", position_logits, "n m")
     if len(logits) != len(target):
         raise ValueError(f"position_logits: expected {len(target)} rows, got {len(logits)}")
-    indices("positions", positions, len(target))
+    positions = indices("positions", positions, len(target))
     pair = F.softplus(-target) + F.softplus(negative)
     listed = torch.logsumexp(logits, 1) - logits.gather(1, positions[:, None])[:, 0]
     return reduce(pair + listed, reduction)

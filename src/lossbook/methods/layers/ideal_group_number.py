@@ -73,7 +73,7 @@ def group_norm_gain(in_features: int, out_features: int, num_groups: int, *, sec
         (0.998, 0.537)
     """
     size = _group_size(num_groups, in_features=in_features, out_features=out_features)
-    positive("second_moment", second_moment)
+    second_moment = positive("second_moment", second_moment)
     if in_features == 1 or size <= 2:
         return 0.0
     if size == 3:
@@ -130,9 +130,9 @@ def conv_group_norm_gain(
         0.51
     """
     size = _group_size(num_groups, in_channels=in_channels, out_channels=out_channels)
-    positive("second_moment", second_moment)
-    positive("pixel_ratio", pixel_ratio)
-    number("mean_share", mean_share, 0.0, 1.0)
+    second_moment = positive("second_moment", second_moment)
+    pixel_ratio = positive("pixel_ratio", pixel_ratio)
+    mean_share = number("mean_share", mean_share, 0.0, 1.0)
     remaining = 1 - mean_share / size
     if remaining == 0:
         return math.inf
@@ -169,9 +169,9 @@ def ideal_group_number(in_features: int, out_features: int, *, second_moment: fl
         >>> ideal_group_number(256, 512)  # none keeps the scale where the width grows
         0.0
     """
-    whole("in_features", in_features, least=2)
-    whole("out_features", out_features)
-    positive("second_moment", second_moment)
+    in_features = whole("in_features", in_features, least=2)
+    out_features = whole("out_features", out_features)
+    second_moment = positive("second_moment", second_moment)
     ratio = 2 * second_moment * in_features**2 / (out_features * (in_features - 1))
     return out_features * (ratio - 1) / (3 * ratio - 2) if ratio > 1 else 0.0
 
@@ -213,10 +213,10 @@ def isometric_group_number(
         >>> isometric_group_number(64, 64, gain=conv_group_norm_gain)
         1
     """
-    whole("in_features", in_features)
-    whole("out_features", out_features)
-    whole("min_group_size", min_group_size)
-    positive("second_moment", second_moment)
+    in_features = whole("in_features", in_features)
+    out_features = whole("out_features", out_features)
+    min_group_size = whole("min_group_size", min_group_size)
+    second_moment = positive("second_moment", second_moment)
     if out_features < min_group_size:
         raise ValueError(f"out_features: expected at least min_group_size={min_group_size}, got {out_features}")
 
@@ -269,7 +269,7 @@ def measured_gain(
     """
     if floating("inputs", inputs).numel() == 0:
         raise ValueError(f"inputs: expected at least one element, got shape {tuple(inputs.shape)}")
-    whole("samples", samples)
+    samples = whole("samples", samples)
     with torch.enable_grad():
         x = inputs.detach().requires_grad_()
         # Running statistics move in copies of the buffers, changes in place in a copy of x.
@@ -331,10 +331,10 @@ def group_norm_backward(
         raise ValueError(f"inputs: expected shape (n, c, ...), got {tuple(y.shape)}")
     alike("grad_output", delta, "inputs", y, "shape")
     channels = y.shape[1]
-    whole("num_groups", num_groups)
+    num_groups = whole("num_groups", num_groups)
     if channels % num_groups:
         raise ValueError(f"num_groups: expected a divisor of {channels} channels, got {num_groups}")
-    number("eps", eps, 0.0, math.inf)
+    eps = number("eps", eps, 0.0, math.inf)
     if weight is not None:
         scale = floating("weight", weight)
         if scale.shape != (channels,):
@@ -496,7 +496,7 @@ def _group_size(num_groups: int, **widths: int) -> int:
     """Features per group, after checking the widths (the last is that of the output) and groups."""
     for name, width in widths.items():
         whole(name, width)
-    whole("num_groups", num_groups)
+    num_groups = whole("num_groups", num_groups)
     name, width = list(widths.items())[-1]
     if width % num_groups:
         raise ValueError(f"num_groups: expected a divisor of {name}={width}, got {num_groups}")

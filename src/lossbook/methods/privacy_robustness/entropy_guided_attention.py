@@ -92,7 +92,7 @@ def attention_entropy(attention: Float[Tensor, "*rows t"], *, epsilon: float = 0
         tensor([0.3250, 0.6930])
     """
     attention = floating("attention", attention)
-    number("epsilon", epsilon, 0.0)
+    epsilon = number("epsilon", epsilon, 0.0)
     if attention.ndim < 1 or 0 in attention.shape:
         raise ValueError(f"attention: expected shape (..., t), no dimension of it 0, got {tuple(attention.shape)}")
     # The logarithm of a zero has an infinite gradient, and infinity times zero is not a number.
@@ -156,8 +156,8 @@ def entropy_penalty(
             f"thresholds: expected shape (layers, heads) = ({layers}, {heads}) or (heads,), "
             f"got {tuple(thresholds.shape)}"
         )
-    number("weight", weight, 0.0)
-    number("margin", margin, 0.0)
+    weight = number("weight", weight, 0.0)
+    margin = number("margin", margin, 0.0)
     one_of("ceiling", ceiling, "context", "row")
     one_of("band", band, "jump", "hinge")
     one_of("rows", rows, "sum", "mean")
@@ -287,7 +287,7 @@ class SpectralNormalisation(nn.Module):
         """
         super().__init__()
         weight = shaped("weight", weight.detach(), "outputs inputs")
-        whole("start", start)
+        start = whole("start", start)
         left = weight.new_ones(len(weight)) + torch.arange(len(weight), device=weight.device) / len(weight)
         for _ in range(start):
             left = _towards_left(weight, left)

@@ -63,8 +63,8 @@ def pseudo_negatives(
         >>> samples.shape, mean
         (torch.Size([4, 2]), tensor([1., 0.]))
     """
-    number("momentum", momentum, least=0.0, most=1.0)
-    number("deviation", deviation, least=0.0)
+    momentum = number("momentum", momentum, least=0.0, most=1.0)
+    deviation = number("deviation", deviation, least=0.0)
     one_of("memory", memory, "average", "batch")
     features, mean, noise = (
         shaped("features", features, "n d"),
@@ -163,7 +163,7 @@ def hyp_oc(
         >>> round(hyp_oc(points, real, pseudo).item(), 3)
         0.049
     """
-    number("confusion", confusion, least=0.0)
+    confusion = number("confusion", confusion, least=0.0)
     points = shaped("points", points, "n d")
     logits = []
     for name, value in (("real_logits", real_logits), ("pseudo_logits", pseudo_logits)):
@@ -231,12 +231,12 @@ class HyperbolicHead(nn.Module):
             arXiv:2404.14406, and the official code, `models.py` and `hyptorch/nn.py`.
         """
         super().__init__()
-        whole("dimensions", dimensions)
-        whole("classes", classes)
-        positive("curvature", curvature)
-        number("margin", margin, least=0.0, most=0.5)
+        dimensions = whole("dimensions", dimensions)
+        classes = whole("classes", classes)
+        curvature = positive("curvature", curvature)
+        margin = number("margin", margin, least=0.0, most=0.5)
         if radius is not None:
-            positive("radius", radius)
+            radius = positive("radius", radius)
         bound = 1 / math.sqrt(dimensions)
         self.base = nn.Parameter(torch.zeros(dimensions))
         self.offsets = nn.Parameter(torch.empty(classes, dimensions).uniform_(-bound, bound))

@@ -98,7 +98,7 @@ def tempered_entropy(
         >>> [round(tempered_entropy(logits, temperature=t).item(), 3) for t in (1.0, 100.0)]
         [0.191, 0.693]
     """
-    positive("temperature", temperature)
+    temperature = positive("temperature", temperature)
     return reduce(_entropies((shaped("logits", logits, "n k") / temperature).log_softmax(-1)), reduction)
 
 
@@ -143,7 +143,7 @@ def teacher_divergence(
         >>> [round(loss.item(), 3) for loss in losses]
         [0.121, 0.034]
     """
-    positive("temperature", temperature)
+    temperature = positive("temperature", temperature)
     one_of("classes", classes, "mean", "sum")
     one_of("form", form, "paper", "official")
     logits, teacher_logits = logit_pair(logits, teacher_logits, ("logits", "teacher_logits"))
@@ -185,9 +185,9 @@ def balance_temperatures(
         >>> balance_temperatures(temperatures, entropies, rate=0.5)
         tensor([1.5000, 2.5000])
     """
-    number("rate", rate, 0.0)
-    positive("lowest", lowest)
-    number("highest", highest, lowest)
+    rate = number("rate", rate, 0.0)
+    lowest = positive("lowest", lowest)
+    highest = number("highest", highest, lowest)
     temperatures, entropies = (
         shaped(name, value, "2") for name, value in (("temperatures", temperatures), ("entropies", entropies))
     )
@@ -227,8 +227,8 @@ def balance_weights(
         >>> balance_weights(weights, losses, anchors=torch.ones(2), rate=0.5).round(decimals=3)
         tensor([0.6250, 0.3750])
     """
-    number("rate", rate, 0.0, 1.0)
-    number("exponent", exponent)
+    rate = number("rate", rate, 0.0, 1.0)
+    exponent = number("exponent", exponent)
     weights, losses, anchors = (
         shaped(name, value, "2") for name, value in (("weights", weights), ("losses", losses), ("anchors", anchors))
     )
@@ -331,7 +331,7 @@ def b_mtard(
         >>> round(step.loss.item(), 3), step.balance.temperatures
         (0.067, tensor([1.0000, 1.0010]))
     """
-    whole("anchor_steps", anchor_steps)
+    anchor_steps = whole("anchor_steps", anchor_steps)
     temperatures = shaped("balance.temperatures", balance.temperatures, "2")
     one_of("classes", classes, "mean", "sum")
     one_of("form", form, "paper", "official")

@@ -85,7 +85,7 @@ def mid_kl(
         tensor([0.5000, 2.0000])
     """
     mean, rho = _codes(mean, rho)
-    number("shift", shift)
+    shift = number("shift", shift)
     one_of("form", form, "paper", "code")
     shifted = rho - shift
     std = F.softplus(shifted)
@@ -120,7 +120,7 @@ def bottleneck_sample(
         tensor([[1.0070, 1.9930]])
     """
     mean, rho = _codes(mean, rho)
-    number("shift", shift)
+    shift = number("shift", shift)
     if noise is None:
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
     alike("noise", noise, "mean", mean, "shape")
@@ -156,7 +156,7 @@ class StochasticBottleneck(nn.Module):
             ValueError: for widths that are not positive.
         """
         super().__init__()
-        whole("features", features)
+        features = whole("features", features)
         self.width = max(1, features // 2) if width is None else width
         whole("width", self.width)
         self.shift = shift
@@ -209,8 +209,8 @@ def mid_loss(
         0.188
     """
     logits = shaped("logits", logits, "n c")
-    indices("targets", targets, len(logits))
-    number("beta", beta, least=0.0)
+    targets = indices("targets", targets, len(logits))
+    beta = number("beta", beta, least=0.0)
     if len(mean) != len(logits):
         raise ValueError(f"mean: expected {len(logits)} rows, as of logits, got {len(mean)}")
     fit = F.cross_entropy(logits, targets, reduction="none")
@@ -285,7 +285,7 @@ def linear_gaussian_information(
     """
     weight = shaped("weight", weight, "d")
     covariance = shaped("covariance", covariance, f"{len(weight)} {len(weight)}")
-    positive("noise", noise)
+    noise = positive("noise", noise)
     return 0.5 * torch.log1p((weight @ covariance @ weight).clamp(min=0) / noise**2)
 
 
@@ -319,8 +319,8 @@ def linear_gaussian_shrinkage(
         tensor([0.7150, 0.7590, 0.8930])
     """
     signal = floating("signal", signal).detach()
-    positive("noise", noise)
-    number("penalty", penalty, least=0.0)
+    noise = positive("noise", noise)
+    penalty = number("penalty", penalty, least=0.0)
     noise = torch.as_tensor(noise, dtype=torch.float64, device=signal.device).expand(signal.shape)
     penalty = torch.as_tensor(penalty, dtype=torch.float64, device=signal.device).expand(signal.shape)
     v = signal.double().clamp(min=torch.finfo(torch.float32).tiny)
@@ -468,10 +468,10 @@ def mid_tree(
         (0.693, 0.0)
     """
     inputs = shaped("inputs", inputs, "n d").detach()
-    indices("targets", targets, len(inputs))
-    number("penalty", penalty, least=0.0)
-    whole("depth", depth)
-    whole("least", least)
+    targets = indices("targets", targets, len(inputs))
+    penalty = number("penalty", penalty, least=0.0)
+    depth = whole("depth", depth)
+    least = whole("least", least)
     n = len(inputs)
     labels = F.one_hot(targets, -1 if classes is None else classes).double()
     order = inputs.argsort(dim=0, stable=True)
@@ -531,7 +531,7 @@ def inversion_bound(
         tensor([0.2500, 0.3500, 1.0000])
     """
     information = floating("information", information)
-    whole("values", values, least=2)
+    values = whole("values", values, least=2)
     one_of("form", form, "fano", "pinsker")
     if form == "fano":
         bound = (information + math.log(2)) / math.log(values)

@@ -90,7 +90,7 @@ def diffusion_step(alphas_cumprod: Float[Tensor, " t"], sigma: float | Float[Ten
     alphas = floating("alphas_cumprod", alphas_cumprod)
     if alphas.ndim != 1 or len(alphas) < 2:
         raise ValueError(f"alphas_cumprod: expected shape (t,) with t of at least 2, got {tuple(alphas.shape)}")
-    number("sigma", sigma, 0.0)
+    sigma = number("sigma", sigma, 0.0)
     enough = ((1 - alphas) / alphas).sqrt()[1:] >= 2 * sigma
     if not enough.any():
         raise ValueError(f"sigma: expected noise that the diffusion reaches, got {sigma!r}")
@@ -198,9 +198,9 @@ def smoothed_cross_entropy(
     logits = floating("logits", logits)
     if logits.ndim != 3 or 0 in logits.shape:
         raise ValueError(f"logits: expected shape (n, samples, k), no dimension of it 0, got {tuple(logits.shape)}")
-    indices("targets", targets, len(logits))
+    targets = indices("targets", targets, len(logits))
     one_of("average", average, "probabilities", "log-probabilities", "logits")
-    number("floor", floor, 0.0, 1 - 1e-9)
+    floor = number("floor", floor, 0.0, 1 - 1e-9)
     if average == "logits":
         logits = logits.mean(1, keepdim=True)
     of_class = targets.long().reshape(-1, 1, 1).expand(-1, logits.shape[1], 1)
@@ -237,7 +237,7 @@ def smoothed_gradient_bound(probabilities: Float[Tensor, "*shape"], *, sigma: fl
         >>> smoothed_gradient_bound(torch.tensor([0.5, 0.9, 1.0]), sigma=0.25).round(decimals=3)
         tensor([1.5960, 0.7020, 0.0000])
     """
-    positive("sigma", sigma)
+    sigma = positive("sigma", sigma)
     quantile = torch.special.ndtri(floating("probabilities", probabilities))
     return torch.exp(-quantile.square() / 2) / (sigma * math.sqrt(2 * math.pi))
 
@@ -309,10 +309,10 @@ def smooth_inversion(
     radius = _per_problem("radius", radius, images, strict=True)
     rate = radius / 20 if step_size is None else _per_problem("step_size", step_size, images, strict=True)
     spread = sigma if denoiser is not None else _per_problem("sigma", sigma, images)
-    whole("samples", samples)
-    whole("steps", steps)
-    whole("halve_every", halve_every)
-    number("momentum", momentum, 0.0, 1 - 1e-9)
+    samples = whole("samples", samples)
+    steps = whole("steps", steps)
+    halve_every = whole("halve_every", halve_every)
+    momentum = number("momentum", momentum, 0.0, 1 - 1e-9)
     count, support = images.shape[:2]
     lowest, highest = -images.amax(1), 1 - images.amin(1)
     if isinstance(spread, Tensor):
@@ -395,12 +395,12 @@ def mask_inversion(
     images = _support("images", images, targets)
     if images.ndim != 5:
         raise ValueError(f"images: expected shape (n, support, c, h, w), got {tuple(images.shape)}")
-    number("penalty", penalty, 0.0)
-    number("threshold", threshold, 0.0, 1.0)
-    number("factor", factor, 1.0)
-    positive("learning_rate", learning_rate)
-    whole("steps", steps)
-    whole("patience", patience)
+    penalty = number("penalty", penalty, 0.0)
+    threshold = number("threshold", threshold, 0.0, 1.0)
+    factor = number("factor", factor, 1.0)
+    learning_rate = positive("learning_rate", learning_rate)
+    steps = whole("steps", steps)
+    patience = whole("patience", patience)
     count, support, channels, height, width = images.shape
     draw = partial(torch.randn, generator=generator, dtype=images.dtype, device=images.device)
     mask = draw((count, 1, height, width)).requires_grad_()
@@ -463,7 +463,7 @@ def _support(name: str, images: Tensor, targets: Tensor) -> Tensor:
         raise ValueError(
             f"{name}: expected shape (n, support, *shape), no dimension of it 0, got {tuple(images.shape)}"
         )
-    indices("targets", targets, len(images))
+    targets = indices("targets", targets, len(images))
     return images.detach()
 
 

@@ -39,10 +39,10 @@ class MembershipAttacker(nn.Module):
             ValueError: for widths below 1 or a share outside $[0,1)$.
         """
         super().__init__()
-        whole("inputs", inputs)
+        inputs = whole("inputs", inputs)
         for width in hidden:
             whole("hidden", width)
-        number("dropout", dropout, 0.0, 1.0)
+        dropout = number("dropout", dropout, 0.0, 1.0)
         if dropout == 1:
             raise ValueError("dropout: expected a number below 1, got 1")
         widths = [inputs, *hidden, 2]
@@ -141,7 +141,7 @@ def mp_lora(
         0.15
     """
     loss, confusion = shaped("denoising_loss", denoising_loss, ""), shaped("attacker_loss", attacker_loss, "")
-    number("weight", weight, 0.0)
+    weight = number("weight", weight, 0.0)
     return loss - weight * confusion
 
 
@@ -177,9 +177,9 @@ def smp_lora(
         0.1
     """
     loss, confusion = shaped("denoising_loss", denoising_loss, ""), shaped("attacker_loss", attacker_loss, "")
-    number("weight", weight, 0.0)
-    number("offset", offset, 0.0)
-    positive("epsilon", epsilon)
+    weight = number("weight", weight, 0.0)
+    offset = number("offset", offset, 0.0)
+    epsilon = positive("epsilon", epsilon)
     return loss / (offset + weight * confusion + epsilon)
 
 

@@ -30,7 +30,7 @@ def joint_energy(logits: Float[Tensor, "n k"], targets: Int[Tensor, " n"]) -> Fl
         tensor([-2., -3.])
     """
     logits = shaped("logits", logits, "n k")
-    indices("targets", targets, len(logits))
+    targets = indices("targets", targets, len(logits))
     return -logits.gather(1, targets[:, None])[:, 0]
 
 
@@ -158,9 +158,9 @@ def weat(
         True
     """
     one_of("form", form, "natural", "adversarial")
-    number("weight", weight, least=0.0)
+    weight = number("weight", weight, least=0.0)
     logits, adversarial_logits = logit_pair(logits, adversarial_logits)
-    indices("targets", targets, len(logits))
+    targets = indices("targets", targets, len(logits))
     given = energy_weights(logits) if weights is None else shaped("weights", weights, "n").detach()
     if given.shape != targets.shape:
         raise ValueError(f"weights: expected shape ({len(logits)},), got {tuple(given.shape)}")
