@@ -125,7 +125,9 @@ test_scores_on_any_device = on_any_device(
     only_on_cpu(
         "the probe is scikit-learn's", evaluate.linear_probe, torch.randn(4, 3), CLASSES, (torch.randn(4, 3), CLASSES)
     ),
-    only_on_cpu("every query must have a passage", representations.retrieval, torch.randn(2, 12, 12)),
+    partial(evaluate.correct, torch.randn(4, 3), CLASSES),
+    partial(representations.retrieval, torch.randn(2, 12, 12)),
     partial(representations.effective_rank, torch.randn(2, 5, 3)),
+    partial(representations.effective_rank, torch.randn(2, 5, 3), of="singular values"),
     partial(representations.frechet_distance, torch.randn(2, 5, 3), torch.randn(2, 6, 3)),
 )

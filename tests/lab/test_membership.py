@@ -95,11 +95,84 @@ def test_learned_attack_of_a_run_does_not_depend_on_the_others_or_on_units():
 
 
 def test_bad_input_is_refused():
-    with pytest.raises(ValueError, match="members: expected scores, got none"):
-        membership.judge_attack(torch.zeros(0), torch.zeros(3))
+    for attack in (membership.judge_attack, membership.attack_auc):
+        with pytest.raises(ValueError, match="members: expected at least one of scores, got none"):
+            attack(torch.zeros(0), torch.zeros(3))
+        with pytest.raises(ValueError, match="others: expected at least one of scores, got none"):
+            attack(torch.zeros(3), torch.zeros(0))
+        with pytest.raises(ValueError, match="members: expected numbers, got NaN in 1 of 2 places"):
+            attack(torch.tensor([0.0, np.nan]), torch.zeros(3))
+        with pytest.raises(ValueError, match="others: expected numbers, got NaN in 3 of 3 places"):
+            attack(torch.zeros(3), torch.full((3,), np.nan))
+        with pytest.raises(ValueError, match="others: expected a floating-point tensor, got torch.int64"):
+            attack(torch.zeros(3), torch.zeros(3, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"others: expected shape \(2, 4\), the runs of the members, got \(3, 4\)"):
+        membership.attack_auc(torch.zeros(2, 3), torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="confidence: expected a number between 0 and 1, got 95"):
+        membership.judge_attack(torch.zeros(3), torch.zeros(3), confidence=95)
     with pytest.raises(ValueError, match="false_positives: expected a number between 0 and 1"):
         membership.judge_attack(torch.zeros(3), torch.zeros(3), false_positives=0.0)
     with pytest.raises(ValueError, match="members: expected 4 flags of both kinds"):
         membership.threshold_attack(torch.zeros(4), torch.ones(4, dtype=torch.bool))
-    with pytest.raises(ValueError, match="asked: expected 2 features"):
-        membership.learned_attack(torch.zeros(1, 4, 2), torch.tensor([True, True, False, False]), torch.zeros(1, 3, 5))
+    with pytest.raises(ValueError, match=r"asked: expected shape \(1, 3, 2\), runs and features"):
+        membership.learned_attack(torch.zeros(1, 4, 2), HALF, torch.zeros(1, 3, 5))
+
+
+HALF = torch.tensor([True, True, False, False])
+ATTACKS = {
+    "threshold": membership.threshold_attack,
+    "learned": lambda auxiliary, members, *asked: membership.learned_attack(
+        auxiliary[..., None], members, *(each[..., None] for each in asked), steps=2, device="cpu"
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8, torch.float32], ids=str)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_members_are_flags_and_no_positions(attack, dtype):
+    # As positions 0 and 1 they would stand for the first two examples, and for the last two when negated.
+    with pytest.raises(ValueError, match=f"members: expected flags \\(torch.bool\\), got {dtype}"):
+        ATTACKS[attack](torch.tensor([[0.1, 0.9, 0.2, 0.8]]), HALF.to(dtype), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attackers_refuse_what_is_no_number_and_other_runs(attack):
+    known, bad = torch.rand(2, 4, generator=DRAW), torch.tensor([[0.0, np.nan]] * 2)
+    for arguments, message in (
+        ((torch.cat([known[:, :2], bad], 1), HALF, known), "auxiliary: expected .*numbers, got NaN"),
+        ((known, HALF, known, bad), "asked: expected .*numbers, got NaN"),
+        ((known, HALF, known[:1]), r"asked: expected shape \(2, 4.*runs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ATTACKS[attack](*arguments)
+
+
+def test_area_counts_infinities_and_equal_scores_of_either_sign():
+    ends = torch.tensor([-np.inf, np.inf, 0.0, -0.0, 1.0], dtype=torch.float64)
+    expected = np.mean([(a > b) + 0.5 * (a == b) for a in ends.tolist() for b in ends[1:].tolist()])
+    assert membership.attack_auc(ends, ends[1:]).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_area_in_any_precision_and_of_two(dtype):
+    members, others = (each.to(dtype) for each in scores(50, 40, digits=1))
+    expected = roc_auc_score(np.r_[np.ones(50), np.zeros(40)], torch.cat([members, others]).double().numpy())
+    assert membership.attack_auc(members, others).item() == pytest.approx(expected)
+    assert membership.attack_auc(members.double(), others).item() == pytest.approx(expected)
+
+
+def test_area_under_vmap_is_nan_where_a_score_is():
+    members, others = torch.randn(3, 20, generator=DRAW), torch.randn(3, 15, generator=DRAW)
+    bad = members.clone()
+    bad[1, 4] = np.nan
+    found = torch.func.vmap(membership.attack_auc)(bad, others)
+    expected = membership.attack_auc(members, others)
+    assert found.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]])
+
+
+def test_threshold_is_passed_by_as_many_as_were_asked_for():
+    # 0.29 times 100 is a little less than 29 in binary.
+    others = torch.arange(100.0)
+    members = others + 0.5
+    assert membership.judge_attack(members, others, false_positives=0.29).power.effect == 0.3

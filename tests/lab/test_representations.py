@@ -80,5 +80,66 @@ def test_frechet_distance_of_few_rows_and_of_a_shift():
     assert frechet_distance(few, few + 2).item() == pytest.approx(36, rel=1e-5)
     with pytest.raises(ValueError, match="features: expected at least two rows"):
         frechet_distance(few[:1], few)
-    with pytest.raises(ValueError, match="others: expected 9 features"):
+    with pytest.raises(ValueError, match=r"others: expected shape \(4, 9\), runs and features of the first set"):
         frechet_distance(few, few[:, :3])
+
+
+def test_effective_rank_of_singular_values_is_roy_and_vetterlis():
+    features = torch.randn(2, 30, 6, generator=DRAW)
+    for run in range(2):
+        values = np.linalg.svd(features[run].double().numpy(), compute_uv=False)
+        share = values / values.sum()
+        found = effective_rank(features, of="singular values")[run].item()
+        assert found == pytest.approx(math.exp(-(share * np.log(share)).sum()))
+    # Singular values 3 and 1: shares of 3/4 and 1/4, of energy 9/10 and 1/10.
+    two = torch.diag(torch.tensor([3.0, 1.0]))
+    for of, share in (("singular values", 0.75), ("energy", 0.9)):
+        expected = math.exp(-share * math.log(share) - (1 - share) * math.log(1 - share))
+        for scale in (1.0, 1e200, 1e-200):
+            assert effective_rank(scale * two.double(), of=of).item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="of: expected 'energy' or 'singular values', got 'variance'"):
+        effective_rank(two, of="variance")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_no_number_is_refused(bad):
+    features = torch.ones(4, 4)
+    features[1, 2] = bad
+    for call, name in (
+        (lambda: effective_rank(features), "features"),
+        (lambda: frechet_distance(features, torch.ones(4, 4)), "features"),
+        (lambda: frechet_distance(torch.ones(4, 4), features), "others"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}: expected finite numbers, got NaN or infinity in 1 of 16 places"):
+            call()
+
+
+def test_retrieval_of_what_is_no_number_is_refused_or_nan():
+    scores = SCORES[:, :25].clone()
+    scores[1, 3, 3] = math.nan
+    with pytest.raises(ValueError, match="scores: expected numbers, got NaN in 1 of 1875 places"):
+        retrieval(scores)
+    found, expected = torch.func.vmap(retrieval)(scores), retrieval(SCORES[:, :25])
+    for name, value in found.items():
+        assert value.isnan().tolist() == [False, True, False]
+        assert torch.equal(value[::2], expected[name][::2])
+    # An infinity is a number: a passage of score -inf is last.
+    scores[1, 3, 3] = -math.inf
+    assert retrieval(scores, cutoffs=(25,))["mrr@25"][1] <= expected["mrr@10"][1] + 1 / 25
+
+
+@pytest.mark.parametrize(
+    ("relevant", "cutoffs", "message"),
+    [
+        (torch.eye(5, dtype=torch.long), (1,), r"relevant: expected flags \(torch.bool\), got torch.int64"),
+        (2 * torch.eye(5), (1,), "relevant: expected flags"),
+        (torch.eye(5).bool()[:1], (1,), r"relevant: expected shape \(5, 5\), queries and passages"),
+        (None, (0, 1), "cutoffs: expected a whole number of at least 1, got 0"),
+        (None, (), "cutoffs: expected at least one of ranks, got none"),
+    ],
+)
+def test_other_bad_relevance_is_refused(relevant, cutoffs, message):
+    with pytest.raises(ValueError, match=message):
+        retrieval(torch.rand(5, 5), relevant, cutoffs=cutoffs)
+    with pytest.raises(ValueError, match="scores: expected at least one of queries, got none"):
+        retrieval(torch.zeros(0, 5), torch.zeros(0, 5).bool(), cutoffs=(1,))

@@ -45,8 +45,34 @@ def test_equivalence_agrees_with_the_interval(values, margin):
 
 
 def test_equivalence_needs_a_margin():
-    with pytest.raises(ValueError, match="margin: expected a positive number"):
-        equivalence([1.0, 2.0], 0.0)
+    for margin in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="margin: expected a positive, finite number"):
+            equivalence([1.0, 2.0], margin)
+
+
+@given(numbers, st.floats(0.01, 100))
+def test_equivalence_is_scipys(values, margin):
+    above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
+    below = stats.ttest_1samp(values, margin, alternative="less").pvalue
+    assert equivalence(values, margin) == pytest.approx(max(above, below), rel=1e-6, abs=1e-12)
+
+
+def test_equivalence_of_too_few_values_is_refused_and_of_equal_values_is_sure():
+    for values, message in (
+        ([], "expected a list of numbers"),
+        ([0.1], "expected at least two, got 1"),
+        ([0.1, np.nan], "expected finite"),
+    ):
+        with pytest.raises(ValueError, match=f"values: {message}"):
+            equivalence(values, 1.0)
+    # The interval is a point: within the margins, on one of them, outside.
+    assert [equivalence([value] * 3, 0.5) for value in (0.25, 0.5, -0.75)] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 95, np.nan])
+def test_confidence_is_a_share(confidence):
+    with pytest.raises(ValueError, match="confidence: expected a number between 0 and 1"):
+        mean_interval([1.0, 2.0], confidence=confidence)
 
 
 FRAME = pd.DataFrame(
@@ -73,6 +99,22 @@ def test_pairs_are_matched_by_seed_not_by_order():
 def test_pairs_that_do_not_match_are_refused(frame, message):
     with pytest.raises(ValueError, match=message):
         paired(frame, "accuracy", "new", "old")
+
+
+def test_differences_of_what_is_no_number_are_refused_and_unsigned_numbers_go_below_zero():
+    frame = FRAME.assign(accuracy=[0.9, np.nan, 0.7, 0.5, 0.6, 0.4])
+    with pytest.raises(ValueError, match=r"accuracy: expected numbers, got NaN for 'new', seed \[1\]"):
+        paired(frame, "accuracy", "new", "old")
+    counted = FRAME.assign(accuracy=np.array([1, 2, 3, 4, 5, 6], np.uint8))
+    assert paired(counted, "accuracy", "new", "old").tolist() == [-4, -4, -1]
+
+
+def test_a_setting_that_failed_is_not_chosen_by_the_runs_that_are_left():
+    frame = pd.DataFrame({"method": "a", "rate": [0.1, 0.1, 0.2, 0.2], "validation": [0.9, np.nan, 0.5, 0.5]})
+    with pytest.raises(ValueError, match="validation: expected a number in every row, got NaN in 1 of 4"):
+        best_setting(frame, "validation", over=["rate"])
+    with pytest.raises(ValueError, match="validation: expected a number in every row, got NaN in 0 of 0"):
+        best_setting(frame.iloc[:0], "validation", over=["rate"])
 
 
 def test_best_setting_is_by_mean_and_keeps_all_its_seeds():

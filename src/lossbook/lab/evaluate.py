@@ -6,32 +6,68 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int, Shaped
+import torch
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
+
+from lossbook.lab._validate import classes, real, shape, some, spoilt, whole
 
 __all__ = [
     "accuracies",
     "accuracy",
+    "correct",
     "k_nearest_neighbours",
     "linear_probe",
 ]
 
 
-def accuracy(logits: Float[Tensor, "*runs n k"], targets: Int[Tensor, " n"]) -> Float[Tensor, "*runs"]:
-    """Share of rows whose largest logit is the target's.
+def correct(logits: Float[Tensor, "*n k"], targets: Integer[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
+    """Which rows are classified rightly: those whose target has a larger logit than every other class.
+
+    A tie is an error, so a network that always says the same earns nothing; so is a logit that is not a number. Every
+    accuracy of the bench counts by this rule.
+
+    Raises:
+        ValueError: for fewer than two classes, or targets of another shape, dtype or range.
+
+    Examples:
+        >>> logits = torch.tensor([[2.0, 1.0], [3.0, 3.0]])
+        >>> evaluate.correct(logits, torch.tensor([0, 1]))  # the second is a tie
+        tensor([ True, False])
+    """
+    if logits.shape[-1] < 2:
+        raise ValueError(f"logits: expected at least two classes, got {logits.shape[-1]}")
+    shape("targets", targets, logits.shape[:-1], "one class for each row of the logits")
+    place = classes("targets", targets, logits.shape[-1]).to(logits.device)[..., None]
+    # Compared, not subtracted: infinities are numbers like any other. A NaN is above nothing, and nothing above it.
+    return logits.gather(-1, place)[..., 0] > logits.scatter(-1, place, -torch.inf).amax(-1)
+
+
+def accuracy(logits: Float[Tensor, "*runs n k"], targets: Integer[Tensor, " n"]) -> Float[Tensor, "*runs"]:
+    """Share of rows whose target has the largest logit, larger than every other; a tie is an error.
+
+    Under `vmap`, where nothing can be raised, the share is NaN if a logit is.
+
+    Raises:
+        ValueError: for logits that are not numbers, no rows, fewer than two classes, or targets of another shape,
+            dtype or range.
 
     Examples:
         >>> logits = torch.tensor([[2.0, 1.0], [0.0, 3.0], [5.0, 0.0]])
         >>> round(lab.accuracy(logits, torch.tensor([0, 1, 1])).item(), 3)
         0.667
     """
-    return (logits.argmax(-1) == targets.to(logits.device)).double().mean(-1)
+    real("logits", logits)
+    some("logits", logits.shape[-2] if logits.ndim > 1 else 0, "rows")
+    shape("targets", targets, logits.shape[-2:-1], "one class for each row of the logits")
+    right = correct(logits, targets.expand(logits.shape[:-1]))
+    return spoilt(right.double().mean(-1), logits.isnan().any(-1).any(-1))
 
 
 def linear_probe(
     features: Float[Tensor, "n d"],
-    targets: Int[Tensor, " n"],
-    *tests: tuple[Float[Tensor, "m d"], Int[Tensor, " m"]],
+    targets: Integer[Tensor, " n"],
+    *tests: tuple[Float[Tensor, "m d"], Integer[Tensor, " m"]],
     penalty: float = 1.0,
 ) -> list[float]:
     """Accuracies, on each test set, of a logistic regression on frozen, standardised features.
@@ -41,6 +77,9 @@ def linear_probe(
         targets: the class of each row.
         tests: pairs of features and targets.
         penalty: inverse strength of the squared-norm penalty, scikit-learn's `C`.
+
+    Raises:
+        ValueError: for features that are not finite, or sets whose rows, classes or widths do not fit each other.
 
     Examples:
         >>> features, targets = torch.linspace(-1, 1, 20)[:, None], torch.arange(20) // 10
@@ -53,21 +92,26 @@ def linear_probe(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    known, asked = _arrays(features, targets, tests)
     model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=100))
     with warnings.catch_warnings():
         # A hundred steps of L-BFGS are the probe's definition; the last digits do not change the accuracy.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(_array(features), _array(targets))
-    return [float(model.score(_array(x), _array(y))) for x, y in tests]
+        model.fit(*known)
+    return [float(model.score(*each)) for each in asked]
 
 
 def k_nearest_neighbours(
     features: Float[Tensor, "n d"],
-    targets: Int[Tensor, " n"],
-    *tests: tuple[Float[Tensor, "m d"], Int[Tensor, " m"]],
+    targets: Integer[Tensor, " n"],
+    *tests: tuple[Float[Tensor, "m d"], Integer[Tensor, " m"]],
     neighbours: int = 5,
 ) -> list[float]:
     """Accuracies, on each test set, of the majority among the nearest rows by cosine.
+
+    Raises:
+        ValueError: for features that are not finite, sets whose rows, classes or widths do not fit each other, or more
+            neighbours than rows.
 
     Examples:
         >>> features, targets = torch.eye(2).repeat_interleave(5, 0), torch.arange(10) // 5
@@ -77,13 +121,17 @@ def k_nearest_neighbours(
     """
     from sklearn.neighbors import KNeighborsClassifier
 
-    model = KNeighborsClassifier(neighbours, metric="cosine").fit(_array(features), _array(targets))
-    return [float(model.score(_array(x), _array(y))) for x, y in tests]
+    known, asked = _arrays(features, targets, tests)
+    neighbours = whole("neighbours", neighbours)
+    if neighbours > len(features):
+        raise ValueError(f"neighbours: expected at most {len(features)} (the rows), got {neighbours}")
+    model = KNeighborsClassifier(neighbours, metric="cosine").fit(*known)
+    return [float(model.score(*each)) for each in asked]
 
 
 def accuracies(
     features: Mapping[str, Float[Tensor, "runs n d"]],
-    targets: Mapping[str, Int[Tensor, " n"]],
+    targets: Mapping[str, Integer[Tensor, " n"]],
     *,
     judge: Callable[..., list[float]] = linear_probe,
     **options: Any,
@@ -97,7 +145,8 @@ def accuracies(
         options: of the judge.
 
     Raises:
-        ValueError: if there are no features of "train", or no targets for a split.
+        ValueError: if there are no features of "train", no targets for a split, or splits differ in their runs; and
+            what the judge raises.
 
     Examples:
         >>> train, test = torch.eye(2).repeat(3, 5, 1), torch.eye(2).repeat(3, 1, 1)  # three runs
@@ -109,6 +158,9 @@ def accuracies(
         if name not in features or name not in targets:
             raise ValueError(f"{name}: expected features and targets of this split, got {[*features]} and {[*targets]}")
     asked = [name for name in features if name != "train"]
+    runs = {name: len(each) for name, each in features.items()}
+    if len({*runs.values()}) > 1:
+        raise ValueError(f"features: expected as many runs in every split, got {runs}")
     scores = [
         judge(features["train"][run], targets["train"], *((features[n][run], targets[n]) for n in asked), **options)
         for run in range(len(features["train"]))
@@ -116,5 +168,18 @@ def accuracies(
     return pd.DataFrame(100 * np.array(scores), columns=[f"{name} accuracy" for name in asked])
 
 
-def _array(value: Shaped[Tensor, "..."]) -> np.ndarray:
-    return value.detach().cpu().numpy()
+def _arrays(
+    features: Tensor, targets: Tensor, tests: tuple[tuple[Tensor, Tensor], ...]
+) -> tuple[tuple[np.ndarray, np.ndarray], list[tuple[np.ndarray, np.ndarray]]]:
+    """All sets as scikit-learn takes them, checked against each other."""
+
+    def arrays(names: tuple[str, str], x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        real(names[0], x, finite=True)
+        some(names[0], len(x), "rows")
+        shape(names[0], x, (len(x), features.shape[-1]), "rows as wide as all features")
+        shape(names[1], y, (len(x),), "one class for each row")
+        # NumPy has no bfloat16.
+        x = x.float() if x.dtype == torch.bfloat16 else x
+        return x.detach().cpu().numpy(), classes(names[1], y).cpu().numpy()
+
+    return arrays(("features", "targets"), features, targets), [arrays(("tests", "tests"), *each) for each in tests]

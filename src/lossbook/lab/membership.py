@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lossbook.lab._validate import flags, real, shape, share, some, spoilt, whole
 from lossbook.lab.fitting import fit
 from lossbook.lab.nets import mlp
 from lossbook.lab.statistics import Interval
@@ -21,19 +22,31 @@ __all__ = ["Leakage", "attack_auc", "judge_attack", "learned_attack", "threshold
 def attack_auc(members: Float[Tensor, "*runs n"], others: Float[Tensor, "*runs m"]) -> Float[Tensor, "*runs"]:
     r"""Area under the ROC curve: how often a member's score is above a non-member's; ties count half.
 
-    0.5 is chance. Below 0.5 the attacker is right with its scores reversed.
+    0.5 is chance. Below 0.5 the attacker is right with its scores reversed. Scores are sorted, not compared in pairs:
+    memory grows like $n+m$. Under `vmap`, where nothing can be raised, the area is NaN if a score is.
 
     Args:
         members: scores of members.
         others: scores of non-members.
+
+    Raises:
+        ValueError: for no scores, scores that are not numbers, or sets of different runs.
 
     Examples:
         >>> members, others = torch.tensor([3.0, 2.0]), torch.tensor([2.0, 1.0])
         >>> membership.attack_auc(members, others).item()
         0.875
     """
-    above, below = (members[..., None] > others[..., None, :]), (members[..., None] < others[..., None, :])
-    return 0.5 + 0.5 * (above.double() - below.double()).mean((-1, -2))
+    for name, scores in (("members", members), ("others", others)):
+        real(name, scores)
+        some(name, scores.shape[-1], "scores")
+    shape("others", others, (*members.shape[:-1], others.shape[-1]), "the runs of the members")
+    # Sorting and searching need one dtype, and half precision has no search.
+    dtype = torch.promote_types(torch.promote_types(members.dtype, others.dtype), torch.float32)
+    asked, ranked = members.detach().to(dtype).contiguous(), others.detach().to(dtype).sort(-1).values
+    beaten = torch.searchsorted(ranked, asked) + torch.searchsorted(ranked, asked, right=True)
+    area = beaten.double().mean(-1) / (2 * others.shape[-1])
+    return spoilt(area, members.isnan().any(-1), others.isnan().any(-1))
 
 
 class Leakage(NamedTuple):
@@ -80,7 +93,7 @@ def judge_attack(
         confidence: of both intervals.
 
     Raises:
-        ValueError: for no scores, or rates outside $(0,1)$.
+        ValueError: for no scores, scores that are not numbers, or rates outside $(0,1)$.
 
     Source:
         Newcombe (2006), Statistics in Medicine 25, method 5; Carlini et al. (2022), arXiv:2112.03570, for the rate.
@@ -93,13 +106,11 @@ def judge_attack(
     from scipy.optimize import brentq
     from scipy.stats import binomtest, norm
 
+    for name, scores in (("members", members), ("others", others)):
+        shape(name, scores, (scores.numel(),), "scores in a row")
+    share("false_positives", false_positives)
+    share("confidence", confidence)
     n, m = len(members), len(others)
-    for name, count in (("members", n), ("others", m)):
-        if not count:
-            raise ValueError(f"{name}: expected scores, got none")
-    for name, rate in (("false_positives", false_positives), ("confidence", confidence)):
-        if not 0 < rate < 1:
-            raise ValueError(f"{name}: expected a number between 0 and 1, got {rate}")
     area, z = attack_auc(members, others).item(), norm.ppf((1 + confidence) / 2)
 
     def outside(true: float) -> float:
@@ -110,8 +121,8 @@ def judge_attack(
     # At an area of 0 or 1 the end itself is a root; the other one is looked for.
     low = brentq(outside, 0, area * (1 - 1e-9)) if area > 0 else 0.0
     high = brentq(outside, max(area, 1e-9), 1) if area < 1 else 1.0
-    # A threshold that so many non-members pass at most: the score of the first that must not.
-    threshold = others.sort(descending=True).values[int(false_positives * m)]
+    # A threshold that so many non-members pass at most: the score of the first that must not. 0.29 of 100 are 29.
+    threshold = others.sort(descending=True).values[int(false_positives * m * (1 + 1e-12))]
     found = int((members > threshold).sum())
     limits = binomtest(found, n).proportion_ci(confidence, "exact")
     return Leakage(Interval(area, low, high, n + m), Interval(found / n, limits.low, limits.high, n))
@@ -136,7 +147,8 @@ def threshold_attack(
         For each of `asked` the scores: the numbers, negated where members have the smaller ones.
 
     Raises:
-        ValueError: if the auxiliary examples are not of both kinds.
+        ValueError: if the auxiliary examples are not of both kinds, `members` are no flags (whole numbers would be
+            taken for positions), numbers are NaN, or sets are of different runs.
 
     Examples:
         >>> losses, members = torch.tensor([0.1, 0.2, 0.9, 0.8]), torch.tensor([1, 1, 0, 0]).bool()
@@ -145,6 +157,11 @@ def threshold_attack(
         tensor([-0.1500, -0.8500])
     """
     _both(members, auxiliary.shape[-1])
+    real("auxiliary", auxiliary)
+    for values in asked:
+        real("asked", values)
+        shape("asked", values, (*auxiliary.shape[:-1], values.shape[-1]), "the runs of the auxiliary examples")
+    members = members.to(auxiliary.device)
     smaller = attack_auc(-auxiliary[..., members], -auxiliary[..., ~members]) >= 0.5
     sign = torch.where(smaller, -1.0, 1.0).to(auxiliary).unsqueeze(-1)
     return [sign * values for values in asked]
@@ -183,7 +200,8 @@ def learned_attack(
         For each of `asked` the scores: the classifier's logit of membership, on the CPU.
 
     Raises:
-        ValueError: if the auxiliary examples are not of both kinds, or widths differ.
+        ValueError: if the auxiliary examples are not of both kinds, `members` are no flags, features are not finite, or
+            sets are of different runs or widths.
 
     Examples:
         >>> features, members = torch.linspace(-1, 1, 64)[None, :, None], torch.arange(64) >= 32
@@ -194,8 +212,11 @@ def learned_attack(
     """
     runs, number, width = auxiliary.shape
     _both(members, number)
-    if any(each.shape[-1] != width for each in asked):
-        raise ValueError(f"asked: expected {width} features, got {[each.shape[-1] for each in asked]}")
+    real("auxiliary", auxiliary, finite=True)
+    for each in asked:
+        real("asked", each, finite=True)
+        shape("asked", each, (runs, each.shape[1], width), "runs and features of the auxiliary examples")
+    steps, batch_size = whole("steps", steps), whole("batch_size", batch_size)
     mean, spread = auxiliary.mean(1, keepdim=True), auxiliary.std(1, keepdim=True).clamp(min=1e-8)
     standard = (auxiliary - mean) / spread
     weight = torch.where(members, number / (2 * members.sum()), number / (2 * (~members).sum()))
@@ -232,6 +253,7 @@ def learned_attack(
 
 
 def _both(members: Tensor, number: int) -> None:
+    flags("members", members)
     if members.shape != (number,) or members.all() or not members.any():
         raise ValueError(
             f"members: expected {number} flags of both kinds, as auxiliary examples, "

@@ -1,8 +1,12 @@
 """Sets of embeddings: how well they find each other, how many directions they fill, how far apart two sets are."""
 
+from typing import Literal
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from lossbook.lab._validate import flags, real, refuted, shape, some, spoilt, whole
 
 __all__ = ["effective_rank", "frechet_distance", "retrieval"]
 
@@ -18,7 +22,8 @@ def retrieval(
     Means over queries, by name: `recall@k`, the share of queries with something relevant among the first $k$ (as in
     metric learning; with one relevant passage a query also the recall of information retrieval); `mrr@k`, one over
     the rank of the first relevant passage, 0 beyond $k$; `ndcg@k`, with gain 1 and discount $1/\log_2(1+\text{rank})$.
-    The last two at the largest $k$. Equal scores rank the irrelevant first, so constant scores earn nothing.
+    The last two at the largest $k$. Equal scores rank the irrelevant first, so constant scores earn nothing. Under
+    `vmap`, where nothing can be raised, all are NaN if a score is.
 
     Args:
         scores: of each query (row) with each passage.
@@ -26,7 +31,8 @@ def retrieval(
         cutoffs: values of $k$.
 
     Raises:
-        ValueError: if a query has nothing relevant, or fewer passages than a cutoff.
+        ValueError: for scores that are not numbers, no queries, a query with nothing relevant, `relevant` that are no
+            flags or of another shape, or fewer passages than a cutoff.
 
     Examples:
         >>> scores = torch.tensor([[0.9, 0.1, 0.2], [0.1, 0.3, 0.8], [0.0, 0.1, 0.7]])
@@ -34,11 +40,16 @@ def retrieval(
         >>> {name: round(value.item(), 3) for name, value in found.items()}
         {'recall@1': 0.667, 'recall@2': 1.0, 'mrr@2': 0.833, 'ndcg@2': 0.877}
     """
+    real("scores", scores)
+    some("scores", scores.shape[-2], "queries")
     if relevant is None:
-        relevant = torch.eye(*scores.shape[-2:], dtype=torch.bool)
-    relevant = relevant.to(scores.device)
-    if not relevant.any(-1).all():
+        relevant = torch.eye(*scores.shape[-2:], dtype=torch.bool, device=scores.device)
+    relevant = flags("relevant", relevant).to(scores.device)
+    shape("relevant", relevant, scores.shape[-2:], "queries and passages of the scores")
+    if refuted(relevant.any(-1)):
         raise ValueError(f"relevant: expected a passage for every query, got none for {int((~relevant.any(-1)).sum())}")
+    cutoffs = tuple(whole("cutoffs", k) for k in cutoffs)
+    some("cutoffs", len(cutoffs), "ranks")
     last = max(cutoffs)
     if last > scores.shape[-1]:
         raise ValueError(f"cutoffs: expected at most {scores.shape[-1]} (the passages), got {last}")
@@ -52,16 +63,30 @@ def retrieval(
     found = {f"recall@{k}": hits[..., :k].amax(-1).mean(-1) for k in cutoffs}
     found[f"mrr@{last}"] = (hits / rank).amax(-1).mean(-1)
     found[f"ndcg@{last}"] = ((hits * discount).sum(-1) / best).mean(-1)
-    return found
+    return {name: spoilt(value, scores.isnan().any(-1).any(-1)) for name, value in found.items()}
 
 
-def effective_rank(features: Float[Tensor, "*runs n d"]) -> Float[Tensor, "*runs"]:
-    r"""In how many directions features vary from zero: the exponential of the entropy of their energy.
+def effective_rank(
+    features: Float[Tensor, "*runs n d"], *, of: Literal["energy", "singular values"] = "energy"
+) -> Float[Tensor, "*runs"]:
+    r"""In how many directions features vary from zero: the exponential of the entropy of their shares.
 
     $$e^{H(p)},\qquad p_k=\frac{\sigma_k^2}{\sum_l\sigma_l^2}$$
 
     with $\sigma_k$ the singular values; between 1 (all on one line) and $\min(n,d)$. Subtract the mean beforehand to
-    measure variation about it. Features that are all zero have rank 1.
+    measure variation about it: $p$ are then the shares of variance of the principal components. Features that are all
+    zero have rank 1.
+
+    Args:
+        features: one in each row.
+        of: "energy", the squares as above; "singular values" for $p_k=\sigma_k/\sum_l\sigma_l$, which is Roy and
+            Vetterli's definition and larger, unless all that are not zero are equal.
+
+    Raises:
+        ValueError: for features that are not finite, without rows or columns, or another `of`.
+
+    Source:
+        Roy and Vetterli (2007), EUSIPCO, for the singular values.
 
     Examples:
         >>> round(representations.effective_rank(torch.eye(3)).item(), 3)
@@ -69,9 +94,17 @@ def effective_rank(features: Float[Tensor, "*runs n d"]) -> Float[Tensor, "*runs
         >>> round(representations.effective_rank(torch.ones(5, 3)).item(), 3)
         1.0
     """
-    energy = torch.linalg.svdvals(features.double()).square()
-    total = energy.sum(-1, keepdim=True)
-    share = energy / torch.where(total == 0, 1, total)
+    real("features", features, finite=True)
+    if of not in ("energy", "singular values"):
+        raise ValueError(f"of: expected 'energy' or 'singular values', got {of!r}")
+    some("features", min(features.shape[-2:]), "rows and columns")
+    values = torch.linalg.svdvals(features.double())
+    # In units of the largest, whose square may overflow.
+    largest = values[..., :1]
+    share = values / torch.where(largest == 0, 1, largest)
+    share = share.square() if of == "energy" else share
+    total = share.sum(-1, keepdim=True)
+    share = share / torch.where(total == 0, 1, total)
     return torch.special.entr(share).sum(-1).exp()
 
 
@@ -91,7 +124,7 @@ def frechet_distance(
         others: of another, such as real data.
 
     Raises:
-        ValueError: for fewer than two rows, or sets of different width.
+        ValueError: for features that are not finite, fewer than two rows, or sets of different runs or width.
 
     Source:
         Heusel et al. (2017), arXiv:1706.08500.
@@ -103,10 +136,11 @@ def frechet_distance(
         25.0
     """
     for name, value in (("features", features), ("others", others)):
+        real(name, value, finite=True)
         if value.shape[-2] < 2:
             raise ValueError(f"{name}: expected at least two rows, got {value.shape[-2]}")
-    if features.shape[-1] != others.shape[-1]:
-        raise ValueError(f"others: expected {features.shape[-1]} features as in the first set, got {others.shape[-1]}")
+    wanted = (*features.shape[:-2], others.shape[-2], features.shape[-1])
+    shape("others", others, wanted, "runs and features of the first set")
     means, spreads = [], []
     for value in (features.double(), others.double()):
         means.append(value.mean(-2))

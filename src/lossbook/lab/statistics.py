@@ -8,6 +8,7 @@ import pandas as pd
 from scipy import stats
 
 from lossbook.formats import student_interval
+from lossbook.lab._validate import number, share
 
 __all__ = ["Interval", "best_setting", "equivalence", "mean_interval", "paired"]
 
@@ -31,25 +32,31 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Inter
     r"""Mean and Student's interval, $\bar x\pm t_{n-1}\,s/\sqrt n$; of a single value it is the whole line.
 
     Raises:
-        ValueError: if there is no value or one is not finite.
+        ValueError: if there is no value or one is not finite, or for a confidence outside $(0,1)$.
 
     Examples:
         >>> interval = lab.mean_interval([0.8, 1.1, 0.9, 1.2])
         >>> [round(limit, 3) for limit in interval]
         [1.0, 0.709, 1.291, 4]
     """
-    numbers = np.asarray(values, float)
-    if numbers.ndim != 1 or not numbers.size:
-        raise ValueError(f"values: expected a list of numbers, got shape {numbers.shape}")
-    if not np.isfinite(numbers).all():
-        raise ValueError(f"values: expected finite numbers, got {numbers.tolist()}")
+    share("confidence", confidence)
+    numbers = _sample(values)
     return Interval(float(numbers.mean()), *student_interval(numbers, confidence), len(numbers))
 
 
 def equivalence(values: Sequence[float], margin: float) -> float:
     r"""The p-value of two one-sided tests (TOST) that the mean lies within $\pm$ `margin`.
 
-    It is below 0.025 exactly where the 95 % interval of `mean_interval` lies inside the margins.
+    It is below 0.025 exactly where the 95 % interval of `mean_interval` lies inside the margins. Of the two tests the
+    one against the nearer margin decides, so with the standard error $s/\sqrt n$ it is the chance that a variable with
+    Student's distribution of $n-1$ degrees of freedom exceeds $(\text{margin}-|\bar x|)\sqrt n/s$.
+
+    Args:
+        values: at least two, since one says nothing about their spread.
+        margin: how far from zero still counts as equal.
+
+    Raises:
+        ValueError: for fewer than two values, one that is not finite, or a margin that is not positive.
 
     Source:
         Schuirmann (1987), Journal of Pharmacokinetics and Biopharmaceutics 15.
@@ -59,11 +66,24 @@ def equivalence(values: Sequence[float], margin: float) -> float:
         >>> [lab.equivalence(gains, margin) < 0.025 for margin in (0.1, 1.0)]
         [False, True]
     """
-    if not margin > 0:
-        raise ValueError(f"margin: expected a positive number, got {margin}")
-    above = stats.ttest_1samp(values, -margin, alternative="greater").pvalue
-    below = stats.ttest_1samp(values, margin, alternative="less").pvalue
-    return float(max(above, below))
+    room = float(number("margin", margin, positive=True))
+    numbers = _sample(values)
+    if len(numbers) < 2:
+        raise ValueError(f"values: expected at least two, got {len(numbers)}")
+    room, error = room - abs(numbers.mean()), stats.sem(numbers)
+    if not error:
+        return 0.0 if room > 0 else 1.0
+    return float(stats.t.sf(room / error, len(numbers) - 1))
+
+
+def _sample(values: Sequence[float]) -> np.ndarray:
+    """The values as an array of finite numbers, at least one."""
+    numbers = np.asarray(values, float)
+    if numbers.ndim != 1 or not numbers.size:
+        raise ValueError(f"values: expected a list of numbers, got shape {numbers.shape}")
+    if not np.isfinite(numbers).all():
+        raise ValueError(f"values: expected finite numbers, got {numbers.tolist()}")
+    return numbers
 
 
 def paired(
@@ -85,13 +105,14 @@ def paired(
         by: the column that pairs rows.
 
     Raises:
-        ValueError: if a condition is missing, or the two do not have one row for each of the same seeds.
+        ValueError: if a condition is missing, the two do not have one row for each of the same seeds, or a value is
+            not a number.
 
     Examples:
         >>> import pandas as pd
         >>> runs = {"method": ["new", "old"] * 2, "seed": [0, 0, 1, 1], "score": [82, 80, 81, 80]}
         >>> lab.paired(pd.DataFrame(runs), "score", "new", "old").tolist()
-        [2, 1]
+        [2.0, 1.0]
     """
     sides = []
     for value in (treatment, control):
@@ -100,7 +121,12 @@ def paired(
             raise ValueError(f"{condition}: no {value!r}, got {sorted(frame[condition].unique())}")
         if rows[by].duplicated().any():
             raise ValueError(f"{by}: {value!r} has several rows for one {by}")
-        sides.append(rows.set_index(by)[metric].sort_index())
+        if rows[metric].isna().any():
+            raise ValueError(
+                f"{metric}: expected numbers, got NaN for {value!r}, {by} {[*rows[by][rows[metric].isna()]]}"
+            )
+        # Unsigned numbers would not go below 0.
+        sides.append(rows.set_index(by)[metric].sort_index().astype(float))
     if not sides[0].index.equals(sides[1].index):
         raise ValueError(f"{by}: {treatment!r} and {control!r} were not run on the same ones")
     return (sides[0] - sides[1]).to_numpy()
@@ -115,14 +141,21 @@ def best_setting(frame: pd.DataFrame, score: str, *, over: Sequence[str], per: s
         over: the columns tuned. A missing value is a setting like any other.
         per: each value of this column is tuned by itself.
 
+    Raises:
+        ValueError: for no rows, or a score that is not a number: a setting that failed has no mean.
+
     Examples:
         >>> import pandas as pd
         >>> runs = {"method": "new", "temperature": [0.1, 0.1, 0.5, 0.5], "score": [70, 72, 75, 74]}
         >>> lab.best_setting(pd.DataFrame(runs), "score", over=["temperature"])["score"].tolist()
         [75, 74]
     """
+    if frame.empty or frame[score].isna().any():
+        raise ValueError(
+            f"{score}: expected a number in every row, got NaN in {frame[score].isna().sum()} of {len(frame)}"
+        )
     kept = []
-    for _, rows in frame.groupby(per, sort=False):
+    for _, rows in frame.groupby(per, sort=False, dropna=False):
         means = rows.groupby(list(over), dropna=False)[score].transform("mean")
         # The first of equals: settings are listed in a fixed order.
         first = rows[list(over)].iloc[int(means.argmax())]
