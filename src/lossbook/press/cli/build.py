@@ -54,7 +54,7 @@ def build(
     if not chosen:
         raise Refused(f"there is no notebook in {project.root / 'notebooks'}")
     options = engine_options(jobs, scheduler, timeout, memory)
-    scripts = {paper: notebooks.read_script(paper) for paper in chosen}
+    scripts = {paper: notebooks.read_script(paper, project.output / "scripts") for paper in chosen}
     wanted = [
         engine.Request(paper, script, Parameters(paper, script).settings(profile)) for paper, script in scripts.items()
     ]

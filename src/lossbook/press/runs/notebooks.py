@@ -1,6 +1,9 @@
 """Executing a notebook with its parameters, and the file that records it."""
 
+import contextlib
 import copy
+import hashlib
+import json
 import logging
 import platform
 import re
@@ -48,20 +51,45 @@ class Failure:
         return f"{place}: {self.error}{f': {self.text}' if self.text else ''}"
 
 
-def read_script(paper: Paper) -> NotebookNode:
+def read_script(paper: Paper, kept: Path | None = None) -> NotebookNode:
     """The script as a notebook.
+
+    Args:
+        paper: whose script it is.
+        kept: a folder in which to keep it as read, since reading a script takes most of the time of a build that has
+            nothing to do. What is there serves as long as the script and jupytext are the same.
 
     Raises:
         Refused: if it cannot be read.
     """
+    try:
+        text = paper.script.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(f"{paper.source}: {error}") from None
+    content = hashlib.sha256(f"{version('jupytext')}\n{text}".encode()).hexdigest()
+    place = kept / f"{paper.slug}.json" if kept else None
+    if place and (read := _kept(place, content)):
+        return read
     import jupytext
 
     try:
-        return jupytext.read(paper.script, fmt="py:percent")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refused(f"{paper.source}: {error}") from None
+        notebook = jupytext.reads(text, fmt="py:percent")
     except Exception as error:  # the front matter is the author's YAML
         raise Refused(f"{paper.source}: cannot be read as a notebook: {error}") from None
+    if place:
+        # What YAML knows and JSON does not, such as a date, is read again each time.
+        with contextlib.suppress(TypeError):
+            write_whole(place, json.dumps({"content": content, "notebook": notebook}))
+    return notebook
+
+
+def _kept(place: Path, content: str) -> NotebookNode | None:
+    """The notebook that was kept of a script with this content."""
+    try:
+        kept = json.loads(place.read_text(encoding="utf-8"))
+        return nbformat.from_dict(kept["notebook"]) if kept["content"] == content else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def execute(
