@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import geoopt
+import mpmath
 import pytest
 import torch
 from devices import on_any_device
@@ -158,6 +159,79 @@ def test_distances_near_the_boundary_keep_their_digits(gap, dtype):
         assert (2 * logmap(x, y).norm() / (1 - exact[0].square().sum())).item() == pytest.approx(
             expected, rel=4 * precision
         )
+
+
+@pytest.mark.parametrize(("dtype", "radius"), [(torch.float64, 0.99), (torch.float32, 0.999)], ids=str)
+def test_a_path_through_the_whole_ball_ends_where_it_should(dtype, radius):
+    # The translation of the origin that it is made of lies nearer to the boundary than the margin, its end does not.
+    a = torch.tensor([radius, 0.0], dtype=dtype, requires_grad=True)
+    v = logmap(a, -a).detach().requires_grad_()
+    end = expmap(a, v, margin=None if dtype == torch.float32 else 1e-3)
+    precision = 8 * torch.finfo(dtype).eps / (1 - radius)
+    torch.testing.assert_close(end, -a.detach(), rtol=precision, atol=precision)
+    gradients = torch.autograd.grad(end.sum(), (a, v))
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients)
+
+
+def exact(*tensors):
+    """Vectors in as many digits as it takes."""
+    return [mpmath.matrix([mpmath.mpf(number) for number in tensor.tolist()]) for tensor in tensors]
+
+
+def exact_sum(x, y):
+    """Möbius addition by its definition."""
+    xy, xx, yy = ((a.T * b)[0] for a, b in ((x, y), (x, x), (y, y)))
+    return ((1 + 2 * xy + yy) * x + (1 - xx) * y) / (1 + 2 * xy + xx * yy)
+
+
+def exact_distance(x, y):
+    return 2 * mpmath.atanh(mpmath.norm(exact_sum(-x, y)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-3])
+def test_maps_near_the_boundary_are_exact_up_to_rounding(gap, dtype):
+    # What comes out is compared as hyperbolic distance from the exact result: an error of a coordinate counts 1/gap.
+    draw = torch.Generator().manual_seed(0)
+    precision = 50 * torch.finfo(dtype).eps / gap
+
+    def apart(found, end):
+        """In units of what rounding the arguments and the result does."""
+        own = 1 - mpmath.norm(end)
+        return exact_distance(*exact(found), end) / (1 + gap / own)
+
+    with mpmath.workdps(60):
+        for _ in range(20):
+            ends = torch.randn(2, 3, generator=draw, dtype=torch.float64)
+            x, y = ((1 - gap) * ends / ends.norm(dim=1, keepdim=True)).to(dtype)
+            v = torch.randn(3, generator=draw, dtype=torch.float64).to(dtype)
+            v = v / v.norm() * gap * 6 * torch.rand((), generator=draw)
+            (p, q, w) = exact(x, y, v)
+            assert apart(mobius_add(x, y), exact_sum(p, q)) < precision
+            scaled = mpmath.norm(w) / (1 - (p.T * p)[0])
+            end = exact_sum(p, mpmath.tanh(scaled) / mpmath.norm(w) * w)
+            assert apart(expmap(x, v, margin=0.0), end) < precision
+            way = exact_sum(-p, q)
+            way = (1 - (p.T * p)[0]) * mpmath.atanh(mpmath.norm(way)) / mpmath.norm(way) * way
+            assert mpmath.norm(exact(logmap(x, y))[0] - way) < precision * mpmath.norm(way)
+            middle = exact_sum(p, mpmath.tanh(mpmath.norm(way) / (1 - (p.T * p)[0]) / 2) / mpmath.norm(way) * way)
+            assert apart(midpoint(torch.stack([x, y])), middle) < precision
+            # Close together: half of their way is 0.05.
+            y = expmap(x.double(), v.double() / v.double().norm() * gap / 10).to(dtype)
+            way = exact_sum(-p, *exact(y))
+            middle = exact_sum(p, mpmath.tanh(mpmath.atanh(mpmath.norm(way)) / 2) / mpmath.norm(way) * way)
+            assert apart(midpoint(torch.stack([x, y])), middle) < precision
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-9, 1e-4, 0.3, 0.99, 1.01, 3.0])
+def test_slopes_of_the_exponential_map_at_all_lengths(length):
+    x = torch.tensor([0.3, -0.2], dtype=torch.float64, requires_grad=True)
+    v = (length * (1 - x.detach().square().sum()) * torch.tensor([0.6, 0.8], dtype=torch.float64)).requires_grad_()
+    if length:
+        agree(expmap(x, v), ball(1.0).expmap(x, v), (x, v), tolerance=1e-7 if length < 1e-6 else 1e-11)
+    else:  # the identity, to first order
+        found = torch.autograd.functional.jacobian(expmap, (x, v))
+        torch.testing.assert_close(found, (torch.eye(2).double(),) * 2, rtol=0, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)

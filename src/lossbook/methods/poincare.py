@@ -139,9 +139,7 @@ def mobius_add(left: Points, right: Points, *, curvature: Curvature = 1.0) -> Po
     """
     curvature = positive("curvature", curvature)
     left, right = _points(left=left, right=right)
-    sum_, gap = left + right, _gap(left, curvature)
-    square = curvature * sum_.square().sum(-1, keepdim=True)
-    return (gap * sum_ + square * left) / (gap * _gap(right, curvature) + square)
+    return _translated(left, right, _gap(left, curvature), _gap(right, curvature), curvature)
 
 
 def distance(left: Points, right: Points, *, curvature: Curvature = 1.0) -> Float[Tensor, "..."]:
@@ -251,8 +249,17 @@ def expmap(points: Points, vectors: Points, *, curvature: Curvature = 1.0, margi
     """
     curvature = positive("curvature", curvature)
     points, vectors = _points(points=points, vectors=vectors)
-    moved = expmap0(vectors / _gap(points, curvature), curvature=curvature, margin=margin)
-    return project(mobius_add(points, moved, curvature=curvature), curvature=curvature, margin=margin)
+    gap = _gap(points, curvature)
+    step = vectors / gap
+    scaled = curvature**0.5 * _norm(step)
+    moved = step * _over(torch.tanh, scaled, -1 / 3, 2 / 15)
+    # The gap 1 - tanh² of the step keeps its digits where the step itself rounds to the boundary. The first form is
+    # that of short steps, whose length has no derivative at zero.
+    decay = torch.exp(-2 * scaled)
+    short = 1 - curvature * moved.square().sum(-1, keepdim=True)
+    moved_gap = torch.where(scaled < 1, short, 4 * decay / (1 + decay).square())
+    moved_gap = moved_gap.clamp(min=torch.finfo(points.dtype).eps ** 2)
+    return project(_translated(points, moved, gap, moved_gap, curvature), curvature=curvature, margin=margin)
 
 
 def logmap(points: Points, targets: Points, *, curvature: Curvature = 1.0) -> Points:
@@ -374,12 +381,12 @@ def midpoint(
     if weights.shape != points.shape[:-1]:
         raise ValueError(f"weights: expected shape {tuple(points.shape[:-1])}, got {tuple(weights.shape)}")
     weight = (weights / weights.sum(-1, keepdim=True))[..., None]
-    factor = 2 / _gap(points, curvature)
-    space = (weight * factor * points).sum(-2)
-    time = (weight * (factor - 1)).sum(-2)
-    # Each point alone has time² - c|space|² = 1, and no sum of them has less.
-    rest = (time.square() - curvature * space.square().sum(-1, keepdim=True)).clamp(min=1)
-    return space / (time + rest.sqrt())
+    # Time² and c|space|² cancel far from the origin. The mean of points that are moved to about their mean is near the
+    # origin, and then moved back. Where they are moved to does not matter, and needs no gradient.
+    with torch.no_grad():
+        about = _midpoint(points, weight, curvature)
+    near = _midpoint(mobius_add(-about[..., None, :], points, curvature=curvature), weight, curvature)
+    return mobius_add(about, near, curvature=curvature)
 
 
 def riemannian_gradient(points: Points, *, curvature: Curvature = 1.0) -> Points:
@@ -431,6 +438,23 @@ def _norm(vectors: Tensor) -> Tensor:
 def _gap(points: Tensor, curvature: Curvature) -> Tensor:
     """1 - c|x|², at least the dtype's spacing at 1, with the dimension kept."""
     return (1 - curvature * points.square().sum(-1, keepdim=True)).clamp(min=torch.finfo(points.dtype).eps)
+
+
+def _midpoint(points: Tensor, weight: Tensor, curvature: Curvature) -> Tensor:
+    """The formula of `midpoint`, for weights of sum 1."""
+    factor = 2 / _gap(points, curvature)
+    space = (weight * factor * points).sum(-2)
+    time = (weight * (factor - 1)).sum(-2)
+    # Each point alone has time² - c|space|² = 1, and no sum of them has less.
+    rest = (time.square() - curvature * space.square().sum(-1, keepdim=True)).clamp(min=1)
+    return space / (time + rest.sqrt())
+
+
+def _translated(left: Tensor, right: Tensor, gap: Tensor, right_gap: Tensor, curvature: Curvature) -> Tensor:
+    """Möbius addition of points with these gaps."""
+    sum_ = left + right
+    square = curvature * sum_.square().sum(-1, keepdim=True)
+    return (gap * sum_ + square * left) / (gap * right_gap + square)
 
 
 def _half_sinh(left: Tensor, right: Tensor, curvature: Curvature) -> Tensor:
