@@ -520,7 +520,7 @@ ledger.check(
 # $$ (logitdp-code)
 #
 # has no $1/\tau$. (It also has $\frac1n$ where {eq}`logitdp-constant`, divided by $n$, has $\frac2n$.) At the code's own defaults, $\tau=0.2$ and $n=100$, the counterexample moves the mean about five times
-# as far. The library offers this constant as `form="code"` and the other as `form="published"`, to look at, not to use.
+# as far. From $\tau=1.1$ on it is larger than needed instead: noise is then wasted, and no promise broken. The library offers this constant as `form="code"` and the other as `form="published"`, to look at, not to use.
 #
 # What a wrong constant costs: noise of $\sigma C^{\text{wrong}}$ is noise of multiplier $\sigma C^{\text{wrong}}/C$. Its privacy over $T$ steps, on batches into which each picture
 # is drawn by itself with probability $q$ (*Poisson sampling*), is found from Rényi divergences. Along the direction of the change, in units of $C$, the step's output is $z\sim\mathcal N(0,\sigma^2)$

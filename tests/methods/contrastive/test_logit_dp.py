@@ -1,5 +1,6 @@
 """Logit-DP against automatic differentiation pair by pair, the authors' formula and case, and what the sensitivity promises."""
 
+import copy
 import math
 from functools import partial
 
@@ -305,6 +306,117 @@ def test_single_precision_norms_are_accurate():
     torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-5)
 
 
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=str)
+@pytest.mark.parametrize("clip", [0.05, 0.37, 1.3])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("route", ["linear", "jacobian"])
+def test_no_clipped_gradient_exceeds_the_clip(route, autocast, clip, dtype):
+    encoder, _ = network()
+    encoder = encoder.to(dtype)
+    parameters = dict(encoder.named_parameters())
+    first, second = (3 * draw(7, 6, seed=seed).to(dtype) for seed in (0, 1))
+    with torch.autocast("cpu", enabled=autocast):
+        norms = pair_gradient_norms(encoder, parameters, first, second, route=route)
+        similarities = torch.zeros(7, 7)
+        factors = logit_dp_weights(similarities, norms, clip=clip) / logit_dp_weights(similarities)
+    assert norms.dtype == torch.float32 and (norms > clip).any()
+    # The exact gradients of the very network that has these rounded parameters.
+    exact = copy.deepcopy(encoder).double()
+    state = {name: value.detach() for name, value in exact.named_parameters()}
+    lengths = all_gradients(exact, state, first.double(), second.double()).norm(dim=2)
+    assert (factors.double() * lengths <= clip).all()
+    torch.testing.assert_close(norms.double(), lengths, rtol=1e-4, atol=1e-4)
+    # Norms that are kept in half precision may have been rounded down.
+    kept = logit_dp_weights(similarities, norms.to(dtype), clip=clip) / logit_dp_weights(similarities)
+    assert (kept.double() * lengths <= clip).all() and (kept >= 0.9 * factors).all()
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_gradients_of_a_half_precision_network_are_computed_in_single_precision(dtype):
+    encoder, _ = network()
+    encoder = encoder.to(dtype)
+    first, second = (3 * draw(7, 6, seed=seed).to(dtype) for seed in (0, 1))
+    exact = copy.deepcopy(encoder).double()
+    settings = {"clip": 0.3, "temperature": 0.5}
+    expected = logit_dp_gradient(exact, dict(exact.named_parameters()), first.double(), second.double(), **settings)
+    for autocast in (False, True):
+        with torch.autocast("cpu", enabled=autocast):
+            found = logit_dp_gradient(encoder, dict(encoder.named_parameters()), first, second, **settings)
+        assert all(value.dtype == torch.float32 and not value.requires_grad for value in found.values())
+        torch.testing.assert_close(flat(found).double(), flat(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_half_precision_does_not_overflow_on_the_way():
+    encoder = nn.Sequential(nn.Linear(512, 16), nn.ReLU(), nn.Linear(16, 4)).half()
+    first, second = (100 * draw(4, 512, seed=seed).half() for seed in (0, 1))
+    parameters = dict(encoder.named_parameters())
+    assert pair_gradient_norms(encoder, parameters, first, second).isfinite().all()
+    assert flat(logit_dp_gradient(encoder, parameters, first, second)).isfinite().all()
+
+
+def test_views_that_are_nearly_equal_do_not_look_shorter_than_they_are():
+    # Both parts of the gradient of a positive pair then cancel, in float32 down to rounding.
+    encoder, parameters = network()
+    first = draw(20, 6)
+    second = first + 1e-4 * draw(20, 6, seed=1)
+    single, state = copy.deepcopy(encoder).float(), {name: value.float() for name, value in parameters.items()}
+    wide = copy.deepcopy(single).double()
+    exact = all_gradients(wide, dict(wide.named_parameters()), first.float().double(), second.float().double())
+    assert (pair_gradient_norms(single, state, first.float(), second.float()) >= exact.norm(dim=2)).all()
+
+
+@pytest.mark.parametrize("route", ["auto", "linear", "jacobian"])
+@pytest.mark.parametrize("frozen", ["1.weight", "3.bias", "1."])
+def test_frozen_parameters_may_be_left_out(frozen, route):
+    encoder, parameters = network()
+    first, second = draw(2, 5, 6)
+    trained = {name: value for name, value in parameters.items() if not name.startswith(frozen)}
+    expected = all_gradients(encoder, parameters, first, second)
+    kept = torch.cat([torch.full((value.numel(),), name in trained) for name, value in parameters.items()])
+    norms = pair_gradient_norms(encoder, trained, first, second, route=route)
+    torch.testing.assert_close(norms, expected[..., kept].norm(dim=2), rtol=1e-10, atol=1e-10)
+    gradients = logit_dp_gradient(encoder, trained, first, second, clip=0.3)
+    assert gradients.keys() == trained.keys()
+    half = copy.deepcopy(encoder).half()  # what is left out is in half precision as well
+    some = {name: value for name, value in half.named_parameters() if name in trained}
+    assert flat(logit_dp_gradient(half, some, first.half(), second.half(), clip=0.3)).isfinite().all()
+
+
+@pytest.mark.parametrize("names", ["one", "both"])
+def test_tied_parameters(names):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
+    encoder[2].weight = encoder[0].weight
+    first, second = draw(2, 5, 6)
+    parameters = dict(encoder.named_parameters(remove_duplicate=names == "one"))
+    assert ("2.weight" in parameters) == (names == "both")
+    single = {name: value.detach() for name, value in encoder.named_parameters()}
+    expected = all_gradients(encoder, single, first, second)
+    norms = pair_gradient_norms(encoder, parameters, first, second)
+    torch.testing.assert_close(norms, expected.norm(dim=2), rtol=1e-10, atol=1e-10)
+    draws = torch.Generator().manual_seed(0)
+    gradients = logit_dp_gradient(encoder, parameters, first, second, noise_multiplier=1.0, generator=draws)
+    assert gradients.keys() == parameters.keys()
+    if names == "both":
+        assert torch.equal(gradients["0.weight"], gradients["2.weight"])
+    rejects(pair_gradient_norms, encoder, single, first, second, route="linear", names="encoder")
+
+
+def test_where_the_other_constants_are_too_small():
+    for n in (2, 3, 8, 64, 1000, None):
+        assert all(
+            logit_dp_sensitivity(n, temperature=t, form="published") <= logit_dp_sensitivity(n, temperature=t)
+            for t in (0.1, 0.5, 1.0, 2.0, 10.0)
+        )
+        for temperature, smaller in ((0.1, True), (0.5, True), (1.1, False), (2.0, False), (20.0, False)):
+            code, ours = (logit_dp_sensitivity(n, temperature=temperature, form=form) for form in ("code", "derived"))
+            assert (code < ours) == smaller, (n, temperature)
+
+
 def test_vmap_over_networks():
     networks = [network(seed=seed)[0] for seed in range(3)]
     stacked, _ = stack_module_state(networks)
@@ -360,6 +472,8 @@ def test_bad_input_is_refused():
     rejects(pair_gradient_norms, encoder, parameters, inputs, inputs[:2], names="second")
     rejects(pair_gradient_norms, encoder, parameters, inputs, inputs, route="fast", names="route")
     rejects(pair_gradient_norms, encoder, parameters, inputs, inputs, rows=0, names="rows")
+    rejects(pair_gradient_norms, encoder, {"2.weight": parameters["1.weight"]}, inputs, inputs, names="parameters")
+    rejects(pair_gradient_norms, encoder, {}, inputs, inputs, names="parameters")
     rejects(pair_gradient_norms, nn.Conv2d(1, 1, 1), {}, inputs, inputs, route="linear", names="encoder")
     unflattened = nn.Sequential(nn.Linear(3, 2)).double()
     rejects(

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev, vmap
 
-from lossbook.methods._validate import alike, floating, number, one_of, paired, positive, shaped, whole
+from lossbook.methods._validate import alike, floating, full_precision, number, one_of, paired, positive, shaped, whole
 from lossbook.methods.similarities import cosine_similarity, unit
 
 __all__ = [
@@ -47,10 +47,11 @@ def logit_dp_sensitivity(
             without an upper limit needs.
         clip: $B>0$, the largest norm of the gradient of a cosine.
         temperature: $\tau>0$.
-        form: "derived" is the above. The other two are **too small** and here to be looked at: "published" is
-            $2B\bigl[1+\frac{(n-2)E}{E+n-1}\bigr]/\tau$, the paper's Lemma 4.5 for $\tau=1$, as quoted by its reviewers;
-            "code" is $nB\bigl[\frac1n+\min(\frac{2E}{n+E-1},2)\bigr]$, that of the authors' code, which bounds the
-            mean, times $n$.
+        form: "derived" is the above. The other two are not this constant, and here to be looked at: "published" is
+            $2B\bigl[1+\frac{(n-2)E}{E+n-1}\bigr]/\tau$, the paper's Lemma 4.5 for $\tau=1$, as quoted by its reviewers,
+            **too small** from two pairs on; "code" is $nB\bigl[\frac1n+\min(\frac{2E}{n+E-1},2)\bigr]$, that of the
+            authors' code, which bounds the mean, times $n$. It lacks the factor $1/\tau$: **too small** at low
+            temperatures, larger than needed from $\tau=1.1$ on, and for few pairs sooner.
 
     Returns:
         The sensitivity; infinite where a supremum is.
@@ -142,7 +143,8 @@ def logit_dp_weights(
 
     Args:
         similarities: $Z_{ij}$ of query $i$ and key $j$, positives on the diagonal.
-        norms: $\lVert\nabla_wZ_{ij}\rVert$, from `pair_gradient_norms`; None to clip nothing.
+        norms: $\lVert\nabla_wZ_{ij}\rVert$, from `pair_gradient_norms`; None to clip nothing. They count as four
+            spacings of their dtype longer, so that no gradient exceeds the clip by rounding.
         clip: $B>0$.
         temperature: $\tau>0$.
         members: which pairs are in the batch; the others, which only fill its shape, have weight 0. None for all.
@@ -175,8 +177,10 @@ def logit_dp_weights(
     if norms is None:
         return weights
     alike("norms", norms, "similarities", logits, "shape")
-    clip = torch.as_tensor(clip, dtype=logits.dtype, device=logits.device)
-    return weights * (clip / torch.maximum(floating("norms", norms), clip))
+    # Longer by some spacings of the dtype that they came in: rounding must not let a gradient exceed the clip.
+    longest = floating("norms", norms) * (1 + 4 * torch.finfo(norms.dtype).eps)
+    clip = torch.as_tensor(clip, dtype=longest.dtype, device=logits.device)
+    return weights * (clip / torch.maximum(longest, clip))
 
 
 def logit_dp_loss(
@@ -194,6 +198,9 @@ def logit_dp_loss(
 
     with the weights of `logit_dp_weights`, held constant. One backward pass therefore gives $\bar g$, and the $n^2$
     gradients are never there at once. A private step adds noise to it; the value itself is not private.
+
+    The bound is that of the exact gradients. What runs backward in half precision, or under autocast, is off by up to
+    some percent of them: `logit_dp_gradient`, which computes in float32, keeps the bound there too.
 
     Args:
         queries: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
@@ -229,6 +236,7 @@ def logit_dp_from_cosines(
     members: Bool[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
     """`logit_dp_loss` of the matrix of cosines."""
+    cosines = shaped("cosines", cosines, "n n")
     fixed = cosines.detach()
     weights = logit_dp_weights(fixed, norms, clip=clip, temperature=temperature, members=members).detach()
     logits = fixed / temperature
@@ -260,15 +268,17 @@ def pair_gradient_norms(
       +2\,(b_{ij}^\top b'_{ij})(a_i^\top a'_j+1).$$
 
     Args:
-        encoder: maps `(n, *shape)` to embeddings `(n, d)`, each row by itself: no batch normalisation.
-        parameters: of the encoder, by name; the norms are constants, no gradient passes.
+        encoder: maps `(n, *shape)` to embeddings `(n, d)`, each row by itself: no batch normalisation. What is in half
+            precision is computed in float32, without autocast.
+        parameters: those of the encoder that are trained, by name, by which the gradients are taken: frozen ones may be
+            left out. The norms are constants, no gradient passes.
         first, second: the two views.
         route: "linear" for an nn.Sequential of linear layers on vectors and modules without parameters, "jacobian" for
             any encoder, "auto" for the first where it applies.
         rows: how many rows of pairs the route "jacobian" forms at a time, to bound its memory; None for all.
 
     Raises:
-        ValueError: for shapes, an encoder or a route other than these.
+        ValueError: for shapes, names, an encoder or a route other than these.
 
     Source:
         Clipping in arXiv:2310.03104, Algorithm 1; the route "linear" is ours, after Goodfellow (2015),
@@ -289,11 +299,12 @@ def pair_gradient_norms(
             "encoder: expected an nn.Sequential of linear layers and modules without parameters for the route "
             f'"linear", got {type(encoder).__name__}'
         )
-    constants = {name: value.detach() for name, value in parameters.items()}
-    first, second = first.detach(), second.detach()
-    if route == "jacobian" or not _is_linear(encoder):
-        return _norms_by_jacobian(encoder, constants, first, second, rows)
-    return _norms_by_layer(encoder, constants, first, second)
+    first, second = (_at_least_single(each.detach()) for each in (first, second))
+    trained, rest, _ = _state(encoder, parameters)
+    with full_precision(first):
+        if route == "jacobian" or not _is_linear(encoder):
+            return _norms_by_jacobian(encoder, trained, rest, first, second, rows)
+        return _norms_by_layer(encoder, trained, rest, first, second)
 
 
 def logit_dp_gradient(
@@ -316,6 +327,9 @@ def logit_dp_gradient(
     Divide it by a fixed number (the expected batch size), not by the size of a random batch. $\sigma$ comes from an
     accountant that knows how batches are drawn.
 
+    All is computed in float32 at least, without autocast, and comes out in it. For parameters in half precision round
+    it after the noise was added: rounding before would move neighbouring sums further apart than $C$.
+
     Args:
         encoder, parameters, first, second, rows: see `pair_gradient_norms`.
         clip: $B>0$.
@@ -326,10 +340,10 @@ def logit_dp_gradient(
         generator: of the noise.
 
     Returns:
-        Gradients by name, of the sum of the losses.
+        Gradients by name, of the sum of the losses. Names of one tied parameter share one gradient.
 
     Raises:
-        ValueError: for shapes or numbers other than these.
+        ValueError: for shapes, names or numbers other than these.
 
     Source:
         arXiv:2310.03104, Algorithm 1.
@@ -348,25 +362,66 @@ def logit_dp_gradient(
         sensitivity = positive("sensitivity", sensitivity)
     norms = pair_gradient_norms(encoder, parameters, first, second, rows=rows)
 
-    def loss(parameters: dict[str, Tensor]) -> Tensor:
-        one, other = (functional_call(encoder, parameters, (inputs,)) for inputs in (first, second))
+    first, second = _at_least_single(first), _at_least_single(second)
+    trained, rest, own_name = _state(encoder, parameters)
+
+    def loss(trained: dict[str, Tensor]) -> Tensor:
+        one, other = (functional_call(encoder, rest | trained, (inputs,)) for inputs in (first, second))
         return logit_dp_loss(one, other, norms, clip=clip, temperature=temperature)
 
-    gradients = grad(loss)(dict(parameters))
-    if not noise_multiplier:
-        return gradients
-    scale = noise_multiplier * sensitivity
-    # One generator draws on from parameter to parameter: the noise of no two of them is related.
-    return {
-        name: value + scale * torch.empty_like(value).normal_(generator=generator) for name, value in gradients.items()
+    with full_precision(first):
+        gradients = grad(loss)(trained)
+    if noise_multiplier:
+        scale = noise_multiplier * sensitivity
+        # One generator draws on from parameter to parameter: the noise of no two of them is related.
+        gradients = {
+            name: value + scale * torch.empty_like(value).normal_(generator=generator)
+            for name, value in gradients.items()
+        }
+    return {name: gradients[own_name[name]] for name in parameters}
+
+
+def _at_least_single(value: Tensor) -> Tensor:
+    """The tensor, in float32 if it comes in half precision."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _state(
+    encoder: nn.Module, parameters: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
+    """What is trained, as constants, what else of the encoder must be handed in, in float32 at least; and the names.
+
+    A tied parameter has several names, of which one is used: the third result leads to it.
+    """
+    names: dict[int, str] = {}
+    own_name = {}
+    for name, value in encoder.named_parameters(remove_duplicate=False):
+        own_name[name] = names.setdefault(id(value), name)
+    trained: dict[str, Tensor] = {}
+    for name, value in parameters.items():
+        if name not in own_name:
+            raise ValueError(f"parameters: expected names of the encoder's parameters, got {name!r}")
+        trained.setdefault(own_name[name], _at_least_single(value.detach()))
+    if not trained:
+        raise ValueError("parameters: expected at least one, got none")
+    rest = {
+        name: value.detach().float()
+        for name, value in (*encoder.named_parameters(), *encoder.named_buffers())
+        if name not in trained and value.dtype in (torch.float16, torch.bfloat16)
     }
+    return trained, rest, own_name
 
 
 def _norms_by_jacobian(
-    encoder: nn.Module, parameters: dict[str, Tensor], first: Tensor, second: Tensor, rows: int | None
+    encoder: nn.Module,
+    parameters: dict[str, Tensor],
+    rest: dict[str, Tensor],
+    first: Tensor,
+    second: Tensor,
+    rows: int | None,
 ) -> Tensor:
     def embed(parameters: dict[str, Tensor], one: Tensor) -> tuple[Tensor, Tensor]:
-        embedding = unit(functional_call(encoder, parameters, (one[None],))[0])
+        embedding = unit(functional_call(encoder, rest | parameters, (one[None],))[0])
         return embedding, embedding
 
     def jacobians(inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -385,7 +440,10 @@ def _norms_by_jacobian(
     )
 
 
-def _norms_by_layer(encoder: nn.Module, parameters: dict[str, Tensor], first: Tensor, second: Tensor) -> Tensor:
+def _norms_by_layer(
+    encoder: nn.Module, parameters: dict[str, Tensor], rest: dict[str, Tensor], first: Tensor, second: Tensor
+) -> Tensor:
+    values = dict(encoder.named_parameters()) | rest | parameters
     layers = [(name, layer) for name, layer in encoder.named_children() if isinstance(layer, nn.Linear)]
     example = first.new_zeros(())
     shifts = {name: example.expand(layer.out_features) for name, layer in layers}
@@ -402,10 +460,10 @@ def _norms_by_layer(encoder: nn.Module, parameters: dict[str, Tensor], first: Te
                         f"encoder: expected vectors to enter layer {name}, got shape {shape}; flatten first"
                     )
                 entered[name] = value[0]
-                bias = parameters.get(f"{name}.bias")
-                value = nn.functional.linear(value, parameters[f"{name}.weight"], bias) + shifts[name]
+                value = nn.functional.linear(value, values[f"{name}.weight"], values.get(f"{name}.bias")) + shifts[name]
             else:
-                value = layer(value)
+                own = {key.removeprefix(f"{name}."): part for key, part in rest.items() if key.startswith(f"{name}.")}
+                value = functional_call(layer, own, (value,))
         embedding = unit(value[0])
         return embedding, (embedding, entered)
 
@@ -418,19 +476,22 @@ def _norms_by_layer(encoder: nn.Module, parameters: dict[str, Tensor], first: Te
     for name, _ in layers:
         by_first = torch.einsum("ido,jd->ijo", left[name], v)
         by_second = torch.einsum("jdo,id->ijo", right[name], u)
-        one = float(f"{name}.bias" in parameters)
-        squares = (
-            squares
-            + by_first.square().sum(-1) * (a[name].square().sum(-1)[:, None] + one)
-            + by_second.square().sum(-1) * (b[name].square().sum(-1) + one)
-            + 2 * (by_first * by_second).sum(-1) * (a[name] @ b[name].mT + one)
+        # What is not trained adds nothing.
+        weight, bias = (float(f"{name}.{part}" in parameters) for part in ("weight", "bias"))
+        apart = by_first.square().sum(-1) * (weight * a[name].square().sum(-1)[:, None] + bias) + (
+            by_second.square().sum(-1) * (weight * b[name].square().sum(-1) + bias)
         )
+        crossed = 2 * (by_first * by_second).sum(-1) * (weight * (a[name] @ b[name].mT) + bias)
+        # The crossed term may cancel the others, and what rounding leaves of them must not look shorter than it is.
+        squares = squares + (1 + 64 * torch.finfo(apart.dtype).eps) * apart + crossed
     return squares.clamp(min=0).sqrt()
 
 
 def _is_linear(encoder: nn.Module) -> bool:
     """Whether all parameters belong to linear layers that follow one another, none of them used twice."""
     if not isinstance(encoder, nn.Sequential) or len(set(map(id, encoder))) < len(encoder):
+        return False
+    if len(list(encoder.parameters())) < len(list(encoder.named_parameters(remove_duplicate=False))):
         return False
     return any(isinstance(part, nn.Linear) for part in encoder) and all(
         type(part) is nn.Linear or not any(True for _ in part.parameters()) for part in encoder
