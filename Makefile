@@ -40,7 +40,8 @@ lint: environment ## style, what may import what, and types; `make format` mends
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
-format: environment ## mend the style, where a tool can
+format: environment ## mend the style, where a tool can; write what the parts re-export
+	$(BIN)/python -m lossbook.press.pages.exports
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format $(FORMATTED)
 

@@ -1,12 +1,15 @@
 """The project's own files agree with each other."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from importlib.metadata import files, requires, version
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 import yaml
@@ -15,8 +18,13 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from lossbook.press.errors import PressError
+from lossbook.press.pages import exports
+from lossbook.press.project import Project
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXPORTS = exports.written_out(Project.find(ROOT))
 CONDA_NAMES = {"pytorch": "torch"}
 
 
@@ -101,21 +109,86 @@ def test_an_unknown_attribute_is_an_attribute_error():
     assert lossbook.__version__ == PROJECT["version"]
 
 
-def test_parts_refuse_two_owners_of_a_name(tmp_path, monkeypatch):
-    package = tmp_path / "part"
-    package.mkdir()
-    (package / "__init__.py").write_text(
-        "from lossbook.methods._parts import public_names\n__all__ = public_names(globals())\n"
-    )
-    (package / "one.py").write_text('__all__ = ["loss"]\nloss = 1\n')
-    monkeypatch.syspath_prepend(tmp_path)
-    import part
+EXPORTED = [".".join(path.parent.relative_to(ROOT / "src").parts) for path in EXPORTS]
 
-    assert part.__all__ == ["loss"] and part.loss == 1
-    (package / "two.py").write_text('__all__ = ["loss"]\nloss = 2\n')
-    del sys.modules["part"]
-    with pytest.raises(ImportError, match=r"loss is public in both part.one and part.two"):
-        import part
+
+@pytest.mark.parametrize("path", EXPORTS, ids=lambda path: path.parent.name)
+def test_parts_export_what_their_modules_have(path):
+    assert path.read_text() == EXPORTS[path], f"{path}: run `make format`"
+
+
+def test_what_a_part_exports(tmp_path):
+    (tmp_path / "_config.yml").touch()
+    methods = tmp_path / "src/lossbook/methods"
+    (methods / "part").mkdir(parents=True)
+    (methods / "__init__.py").write_text((ROOT / "src/lossbook/methods/__init__.py").read_text())
+    (methods / "shared.py").write_text("")
+    (methods / "part/__init__.py").write_text('"""A part."""\n')
+    (methods / "part/one.py").write_text('__all__ = ["loss", "Loss"]\nloss = 1\nclass Loss: ...\n')
+
+    def write() -> None:
+        for path, text in exports.written_out(Project(tmp_path, tmp_path / "_build")).items():
+            path.write_text(text)
+
+    for _ in range(2):  # the second time nothing changes
+        write()
+        assert (methods / "part/__init__.py").read_text() == (
+            '"""A part."""\n\n# From here on written by `make format`: the `__all__` of the modules beside this file.\n'
+            "from lossbook.methods.part.one import (\n    Loss,\n    loss,\n)\n\n"
+            '__all__ = [\n    "Loss",\n    "loss",\n]\n'
+        )
+        text = (methods / "__init__.py").read_text()
+        assert "    from lossbook.methods import (\n        part,\n        shared,\n    )\n" in text
+        assert '__all__ = [\n    "part",\n    "shared",\n]\n' in text and "privacy" not in text
+    (methods / "part/two.py").write_text('__all__ = ["loss"]\nloss = 2\n')
+    with pytest.raises(PressError, match=r"lossbook.methods.part: loss is public in both one and two"):
+        write()
+    (methods / "part/two.py").write_text('__all__ = ["one"]\none = 2\n')
+    with pytest.raises(
+        PressError, match=r"lossbook.methods.part: one is a module, and a public name in two: rename it"
+    ):
+        write()
+
+
+def test_no_public_name_hides_a_module():
+    for package in ("lossbook", "lossbook.lab", *EXPORTED):
+        home = import_module(package)
+        for info in iter_modules(home.__path__):
+            module = import_module(f"{package}.{info.name}")
+            assert getattr(home, info.name) is module, f"{package}.{info.name}"
+            assert info.name not in getattr(module, "__all__", ()), f"{package}.{info.name}"
+
+
+# What a type checker must know, and what it must find wrong. (`{}` is code of the README.)
+STATIC = """
+# pyright: strict, reportUnusedExpression=false
+import lossbook
+from lossbook import lab, methods
+from lossbook.lab import attacks
+from lossbook.methods import poincare
+{}
+info_nce, methods.contrastive.info_nce, lossbook.methods.contrastive.info_nce, poincare.distance, methods.poincare
+lab.fit, lossbook.lab.fit, attacks.pgd, lossbook.press
+methods.contrastve  # wrong
+methods.contrastive.info_nec  # wrong
+lossbook.metods  # wrong
+"""
+
+
+@pytest.mark.slow
+def test_static_tools_know_every_name(tmp_path):
+    """The README's examples and what is exported, by the rules that pyright calls strict."""
+    code = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    assert code
+    (tmp_path / "use.py").write_text(STATIC.format("\n".join(code)))
+    exported = [f"from {name} import {', '.join(import_module(name).__all__)}" for name in EXPORTED]
+    (tmp_path / "names.py").write_text("\n".join(["# pyright: strict, reportUnusedImport=false", *exported]))
+    command = [sys.executable, "-m", "basedpyright", "--pythonpath", sys.executable, "--outputjson", "."]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    errors = [each for each in json.loads(done.stdout)["generalDiagnostics"] if each["severity"] == "error"]
+    found = {(Path(each["file"]).name, each["range"]["start"]["line"]) for each in errors}
+    lines = (tmp_path / "use.py").read_text().splitlines()
+    assert found == {("use.py", index) for index, line in enumerate(lines) if line.endswith("# wrong")}, errors
 
 
 # A notebook called like its part opens the part, and is no paper.

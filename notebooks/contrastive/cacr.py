@@ -59,7 +59,7 @@ from typing import Literal
 from lossbook import lab
 from lossbook.lab import augmentations, representations
 from lossbook.methods.contrastive.cacr import (
-    cacr,
+    cacr_loss,
     conditional_weights,
     contrastive_attraction,
     contrastive_repulsion,
@@ -364,7 +364,7 @@ for _ in range(cases):
         2, 12, 6, generator=generator, dtype=torch.float64, requires_grad=True
     )
     t = random_scale()
-    (ours,) = torch.autograd.grad(cacr(views, negative_scale=t), views)
+    (ours,) = torch.autograd.grad(cacr_loss(views, negative_scale=t), views)
     first, second = F.normalize(views, dim=-1)
     logits = 2 * t * first @ second.T
     others = logits.masked_fill(torch.eye(12, dtype=torch.bool), -math.inf)
@@ -608,7 +608,7 @@ ledger.check(
 # the *other* pictures in view $b$. Other pictures in the query's own view are never negatives. Queries and pairs are those of the authors' small-scale code.
 
 # %% tags=["hide-input"]
-lab.show_source(conditional_weights, contrastive_attraction, contrastive_repulsion, cacr)
+lab.show_source(conditional_weights, contrastive_attraction, contrastive_repulsion, cacr_loss)
 
 # %% [markdown]
 # Three things differ between the authors' programs, so we say which variant is ours. Their small-scale code lets the gradient through the weights (here `detach=False`); their
@@ -647,7 +647,7 @@ for _ in range(tried):
             4, 6, 5, generator=generator, dtype=torch.float64, requires_grad=True
         )
         up, down = random_scale(), random_scale()
-        ours = cacr(views, positive_scale=up, negative_scale=down, detach=detach)
+        ours = cacr_loss(views, positive_scale=up, negative_scale=down, detach=detach)
         oracle = one_query_at_a_time(views, up, down, detach)
         gaps.append(lab.max_error(ours, oracle))
         (one,), (other,) = (torch.autograd.grad(loss, views) for loss in (ours, oracle))
@@ -859,7 +859,7 @@ def training(method, detach=True):
             return contrastive_attraction(z, scale=0.0) + setting * spread
         if method == "hard negatives":
             return over_pairs(lambda a, b: hard_negatives(a, b, setting), z)
-        value = cacr(
+        value = cacr_loss(
             z,
             positive_scale=run["positive_scale"],
             negative_scale=setting,

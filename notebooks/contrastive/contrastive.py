@@ -70,7 +70,7 @@ from lossbook.methods.contrastive import (
     loss_statistics,
     mann_whitney_from_cosines,
     mann_whitney_from_scores,
-    msbreg,
+    msbreg_loss,
     pair_memory,
     record_losses,
     singular_isotropy,
@@ -333,9 +333,9 @@ ledger.check(
 #
 # The functions, in the same order: {py:func}`~lossbook.methods.contrastive.temperature_free_infonce.temperature_free_info_nce`,
 # {py:func}`~lossbook.methods.contrastive.logit_dp.logit_dp_loss`,
-# {py:func}`~lossbook.methods.contrastive.decoupled_contrastive.decoupled_contrastive`,
-# {py:func}`~lossbook.methods.contrastive.contrastive_temperature.hard_info_nce`, {py:func}`~lossbook.methods.contrastive.cacr.cacr`,
-# {py:func}`~lossbook.methods.contrastive.msbreg.msbreg`, {py:func}`~lossbook.methods.contrastive.dynamic_bad_pair_mining.dynamic_bad_pair_loss`,
+# {py:func}`~lossbook.methods.contrastive.decoupled_contrastive.decoupled_contrastive_loss`,
+# {py:func}`~lossbook.methods.contrastive.contrastive_temperature.hard_info_nce`, {py:func}`~lossbook.methods.contrastive.cacr.cacr_loss`,
+# {py:func}`~lossbook.methods.contrastive.msbreg.msbreg_loss`, {py:func}`~lossbook.methods.contrastive.dynamic_bad_pair_mining.dynamic_bad_pair_loss`,
 # {py:func}`~lossbook.methods.contrastive.mw_auc_retrieval.mann_whitney_loss`, {py:func}`~lossbook.methods.contrastive.lvm_med.graph_matching_loss`,
 # {py:func}`~lossbook.methods.contrastive.unime_v2.judge_alignment`. The baseline of all, {py:func}`~lossbook.methods.contrastive.infonce.info_nce`,
 # has one number to tune and needs nothing beyond pairs.
@@ -963,7 +963,7 @@ def training(method):
         teacher = fitting.moving_average(teacher, model.parameters, 0.95)
         slow = embed(model.at(teacher), batch).detach()
         return (
-            msbreg(embed(model, batch), slow, batch["kicks"], singular=run["setting"]),
+            msbreg_loss(embed(model, batch), slow, batch["kicks"], singular=run["setting"]),
             {},
             teacher,
         )

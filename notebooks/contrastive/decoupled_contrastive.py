@@ -57,7 +57,7 @@ from typing import Literal
 from lossbook import lab
 from lossbook.lab import augmentations
 from lossbook.methods.contrastive import (
-    decoupled_contrastive,
+    decoupled_contrastive_loss,
     decoupled_contrastive_weighted,
     negative_von_mises_fisher_weights,
     nt_xent,
@@ -251,7 +251,7 @@ equal = []
 for _ in range(cases):
     n = int(torch.randint(2, 200, (), generator=generator))
     same = torch.randn(1, 5, generator=generator, dtype=torch.float64).expand(n, 5)
-    q = torch.sigmoid(decoupled_contrastive(same, same, reduction="none"))
+    q = torch.sigmoid(decoupled_contrastive_loss(same, same, reduction="none"))
     equal.append(lab.max_error(q, (2 * n - 2) / (2 * n - 1)))
 ledger.check(
     "equal",
@@ -281,7 +281,7 @@ ledger.check(
 )
 
 try:
-    decoupled_contrastive(torch.ones(1, 4), torch.ones(1, 4))
+    decoupled_contrastive_loss(torch.ones(1, 4), torch.ones(1, 4))
     refused = False
 except ValueError as error:
     refused = "first" in str(error)
@@ -378,7 +378,7 @@ for _ in range(cases):
     t = float(torch.empty(()).uniform_(0.05, 1, generator=generator))
     x, y = torch.randn(2, n, d, generator=generator, dtype=torch.float64)
     y = x + y * float(torch.rand((), generator=generator))
-    decoupled = decoupled_contrastive(x, y, temperature=t, reduction="none")
+    decoupled = decoupled_contrastive_loss(x, y, temperature=t, reduction="none")
     coupled = nt_xent(x, y, temperature=t, reduction="none")
     each = math.log(2 * n - 2) - 2 / t
     together = math.log(2 * n - 2) - n / ((n - 1) * t)
@@ -388,11 +388,11 @@ for _ in range(cases):
         float((decoupled - coupled).max()),
     ]
     corners = torch.eye(n, dtype=torch.float64) - 1 / n
-    value = decoupled_contrastive(corners, corners, temperature=t)
+    value = decoupled_contrastive_loss(corners, corners, temperature=t)
     reached.append(lab.max_error(value, together))
     one = -torch.ones(n, 1, dtype=torch.float64)
     one[0] = 1  # one picture opposite to all others
-    first = decoupled_contrastive(one, one, temperature=t, reduction="none")[0]
+    first = decoupled_contrastive_loss(one, one, temperature=t, reduction="none")[0]
     reached.append(lab.max_error(first, each))
 ledger.check(
     "bounds",
@@ -592,7 +592,7 @@ for _ in range(cases):
         torch.randn(2, 8, 5, generator=generator, dtype=torch.float64), dim=2
     )
     gaps.append(lab.max_error(raw_losses(x, y, fill), raw_losses(x, y, -math.inf)))
-    one_way = decoupled_contrastive(x, y, symmetric=False, reduction="none")
+    one_way = decoupled_contrastive_loss(x, y, symmetric=False, reduction="none")
     gaps.append(lab.max_error(raw_losses(x, y, -math.inf), one_way))
 ledger.check(
     "mask",
@@ -623,7 +623,7 @@ lab.show_table(
 
 # %% tags=["hide-input"]
 lab.show_source(
-    decoupled_contrastive, decoupled_contrastive_weighted, negative_von_mises_fisher_weights
+    decoupled_contrastive_loss, decoupled_contrastive_weighted, negative_von_mises_fisher_weights
 )
 
 # %% [markdown]
@@ -648,7 +648,7 @@ for _ in range(cases):
     weights = 2 - 8 * torch.softmax(cosines.detach() / 0.5, 0)
     weighted = (theirs + ((1 - weights) * cosines / 0.2).repeat(2)).mean()
     for ours, oracle in [
-        (decoupled_contrastive(x, y, temperature=0.2), theirs.mean()),
+        (decoupled_contrastive_loss(x, y, temperature=0.2), theirs.mean()),
         (decoupled_contrastive_weighted(x, y, temperature=0.2), weighted),
     ]:
         gaps.append(lab.max_error(ours.detach(), oracle.detach()))
@@ -819,7 +819,7 @@ for _ in range(cases):
     options = {"temperature": temperature}
     gaps += [
         lab.max_error(ours[0], nt_xent(x, y, **options)),
-        lab.max_error(ours[1], decoupled_contrastive(x, y, **options)),
+        lab.max_error(ours[1], decoupled_contrastive_loss(x, y, **options)),
         lab.max_error(
             ours[2], decoupled_contrastive_weighted(x, y, sigma=sigma, **options)
         ),

@@ -79,7 +79,7 @@ from lossbook.methods.contrastive.msbreg import (
     brownian,
     centroid_attraction,
     centroids,
-    msbreg,
+    msbreg_loss,
     singular_isotropy,
 )
 from lossbook.methods.contrastive.non_contrastive import vic_reg
@@ -631,7 +631,7 @@ lab.show(
 # The library's own source. The singular value loss in it is our reconstruction.
 
 # %% tags=["hide-input"]
-lab.show_source(centroids, centroid_attraction, brownian, singular_isotropy, msbreg)
+lab.show_source(centroids, centroid_attraction, brownian, singular_isotropy, msbreg_loss)
 
 # %% [markdown]
 # The whole, value and gradient by raw embeddings, against a few lines that share no code with it:
@@ -641,7 +641,7 @@ gaps = []
 for case in range(cases):
     views, targets = normal(2 + case % 3, 12, 6).requires_grad_(), normal(2, 12, 6)
     kicks = normal(12, 6)
-    ours = msbreg(views, targets, kicks, singular=0.7, brownian_weight=0.3)
+    ours = msbreg_loss(views, targets, kicks, singular=0.7, brownian_weight=0.3)
     z = F.normalize(views, dim=-1)
     goal = F.normalize(F.normalize(targets, dim=-1).sum(0), dim=-1)
     pull = (z - goal).square().sum(-1).mean()
@@ -795,7 +795,7 @@ def training(family, pull="views", form="singular"):
             each.unflatten(0, seen.shape[:2]) for each in model(seen.flatten(0, 1))
         )
         weights = {"singular": run["singular"], "brownian_weight": run["brownian"]}
-        value = msbreg(z, target, batch["kicks"], pull=pull, form=form, **weights)
+        value = msbreg_loss(z, target, batch["kicks"], pull=pull, form=form, **weights)
         if family == "BYOL":
             # The same regularisers, with BYOL's attraction in place of M.
             value = value - centroid_attraction(z, target, pull=pull)

@@ -77,7 +77,7 @@ from lossbook.methods.layers.ideal_group_number import (
     conv_group_norm_gain,
     group_norm_backward,
     group_norm_gain,
-    ideal_group_number,
+    ideal_number_of_groups,
     isometric_group_number,
     measured_gain,
     set_group_numbers,
@@ -666,7 +666,7 @@ for _ in range(cases):
         uniform_integer(4, 400),
         0.25 + float(torch.rand((), generator=generator)),
     )
-    root = ideal_group_number(n_in, n_out, second_moment=s)
+    root = ideal_number_of_groups(n_in, n_out, second_moment=s)
     if root:
         roots.append(abs(continuous_gain(n_in, n_out, root, s) - 1))
     else:  # no root: the gain is above 1 in the limit of ever fewer groups, where it is least
@@ -697,9 +697,9 @@ ledger.check(
 
 wide = 10**6
 limits = [
-    ideal_group_number(2 * wide, wide) / wide - 1 / 4,
-    ideal_group_number(10**6 * wide, wide) / wide - 1 / 3,
-    ideal_group_number(wide, wide) - wide / (wide + 2),
+    ideal_number_of_groups(2 * wide, wide) / wide - 1 / 4,
+    ideal_number_of_groups(10**6 * wide, wide) / wide - 1 / 3,
+    ideal_number_of_groups(wide, wide) - wide / (wide + 2),
 ]
 ledger.check(
     "root-limits",
@@ -715,7 +715,7 @@ lab.show_table(
             (
                 a,
                 b,
-                ideal_group_number(a, b),
+                ideal_number_of_groups(a, b),
                 g := isometric_group_number(a, b),
                 b // g,
                 group_norm_gain(a, b, g),

@@ -83,7 +83,7 @@ from lossbook.methods.poincare import (
 )
 from lossbook.methods.privacy_robustness.hyp_oc import (
     HyperbolicHead,
-    hyp_oc,
+    hyp_oc_loss,
     hyperbolic_pairwise_confusion,
     pseudo_negatives,
 )
@@ -682,7 +682,7 @@ ledger.check(
 # The library's own source. The geometry, in `lossbook.methods.poincare`, is not repeated here.
 
 # %% tags=["hide-input"]
-lab.show_source(pseudo_negatives, hyperbolic_pairwise_confusion, hyp_oc, HyperbolicHead)
+lab.show_source(pseudo_negatives, hyperbolic_pairwise_confusion, hyp_oc_loss, HyperbolicHead)
 
 # %% [markdown]
 # The whole, from vectors to gradients by every parameter, against textbook formulas and PyTorch's cross-entropy:
@@ -699,7 +699,7 @@ for case in range(cases):
         head.base.copy_(0.3 * normal(4))
     real, pseudo = 2 * normal(8, 4), 2 * normal(8, 4)
     (points, logits), (_, others) = head(real), head(pseudo)
-    ours = hyp_oc(points, logits, others, curvature=c)
+    ours = hyp_oc_loss(points, logits, others, curvature=c)
 
     def exp0(u, c=c):
         size = c**0.5 * u.norm(dim=-1, keepdim=True)
@@ -1039,7 +1039,7 @@ def training(head, *, confusion="hyperbolic", entropy=True, options=None, invers
         )
         size = len(hidden)
         if confusion == "hyperbolic":
-            value = hyp_oc(
+            value = hyp_oc_loss(
                 points[:size],
                 logits[:size],
                 logits[size:],

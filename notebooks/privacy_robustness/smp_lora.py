@@ -78,8 +78,8 @@ from lossbook.lab import diffusion, lora, membership, representations
 from lossbook.methods.privacy_robustness.smp_lora import (
     MembershipAttacker,
     attacker_loss,
-    mp_lora,
-    smp_lora,
+    mp_lora_loss,
+    smp_lora_loss,
 )
 
 lab.use_theme()
@@ -274,7 +274,7 @@ def one_case():
     alpha, beta, delta = (2 * normal(3)).exp().tolist()
 
     def ratio(x):
-        return smp_lora(*both(x), weight=alpha, offset=beta, epsilon=delta)
+        return smp_lora_loss(*both(x), weight=alpha, offset=beta, epsilon=delta)
 
     L, C = both(x)
     D = beta + alpha * C + delta
@@ -282,7 +282,7 @@ def one_case():
     slope_l, slope_c = (grad(lambda x, k=k: both(x)[k])(x) for k in (0, 1))
     bend_l, bend_c = (hessian(lambda x, k=k: both(x)[k], x) for k in (0, 1))
     slope, bend = grad(ratio)(x), hessian(ratio, x)
-    as_difference = grad(lambda x: mp_lora(*both(x), weight=weight))(x)
+    as_difference = grad(lambda x: mp_lora_loss(*both(x), weight=weight))(x)
     cross = torch.outer(slope_c, slope)
     form = (bend_l - weight * bend_c - alpha * (cross + cross.T)) / D
     bound = (norm(bend_l) + weight * norm(bend_c)) / D
@@ -331,9 +331,9 @@ ledger.check(
 tiny = []
 for _ in range(cases):
     L, C = (x.requires_grad_() for x in normal(2).exp())
-    tiny.append(lab.max_error(smp_lora(L, C, weight=1e-12), L / (1 + 1e-5)))
+    tiny.append(lab.max_error(smp_lora_loss(L, C, weight=1e-12), L / (1 + 1e-5)))
     small = (1e-10 * L.detach()).requires_grad_()
-    by_l, by_c = torch.autograd.grad(smp_lora(small, C), (small, C))
+    by_l, by_c = torch.autograd.grad(smp_lora_loss(small, C), (small, C))
     tiny += [lab.max_error(by_l, 1 / (1 + C + 1e-5)), by_c.abs().item()]
 ledger.check(
     "limits",
@@ -378,9 +378,9 @@ for _ in range(cases):
     alpha = 2 * v.mean().item() / kappa  # twice what the difference needs to fall
     s = torch.tensor(far, dtype=torch.float64, requires_grad=True)
     L, C = s * v.mean(), attacker_loss(attacker(s * v[None]))
-    (pull,) = torch.autograd.grad(mp_lora(L, C, weight=alpha), s, retain_graph=True)
+    (pull,) = torch.autograd.grad(mp_lora_loss(L, C, weight=alpha), s, retain_graph=True)
     slope_gap.append(lab.max_error(pull / v.mean(), -1.0))
-    ratio = smp_lora(L, C, weight=alpha)
+    ratio = smp_lora_loss(L, C, weight=alpha)
     plateau.append(lab.max_error(ratio, v.mean() / (alpha * kappa)))
     (pull,) = torch.autograd.grad(ratio, s)
     constant = C.item() - far * kappa
@@ -453,7 +453,7 @@ lab.show(
 # The library's own source:
 
 # %% tags=["hide-input"]
-lab.show_source(attacker_loss, mp_lora, smp_lora)
+lab.show_source(attacker_loss, mp_lora_loss, smp_lora_loss)
 
 # %% [markdown]
 # The oracle for the whole chain, from error maps through the attacker to the model's loss, is the official code's form: PyTorch's cross-entropy with the
@@ -464,7 +464,7 @@ gaps = []
 for _ in range(cases):
     maps = normal(5, 1, 4, 4).square().requires_grad_()
     attacker = MembershipAttacker(16, hidden=(8,)).double()
-    ours = smp_lora(maps.mean(), attacker_loss(attacker(maps)), weight=2.0)
+    ours = smp_lora_loss(maps.mean(), attacker_loss(attacker(maps)), weight=2.0)
     plain = nn.Sequential(nn.Flatten(), attacker.layers[0], nn.ReLU(), attacker.layers[1])
     loss = F.cross_entropy(plain(maps), torch.ones(5, dtype=torch.long))
     theirs = maps.mean() / (1.0 + 2.0 * loss + 1e-5)
@@ -765,8 +765,8 @@ def adaptation_loss(model, batch, run, state):
     L = errors[0].mean()
     C = attacker_loss(attack(weights, errors[1:].mean(0), masks_of(batch, "own")))
     ratio, difference = (
-        smp_lora(L, C, weight=run["weight"]),
-        mp_lora(L, C, weight=run["weight"]),
+        smp_lora_loss(L, C, weight=run["weight"]),
+        mp_lora_loss(L, C, weight=run["weight"]),
     )
     value = torch.where(run["divide"] > 0, ratio, difference)
 
@@ -989,7 +989,7 @@ def curvature(factors, weights, weight, divide, seed, start):
 
     def objective(factors):
         L, C = losses(factors)
-        ratio, difference = smp_lora(L, C, weight=weight), mp_lora(L, C, weight=weight)
+        ratio, difference = smp_lora_loss(L, C, weight=weight), mp_lora_loss(L, C, weight=weight)
         return torch.where(divide > 0, ratio, difference)
 
     def inner(one, other):

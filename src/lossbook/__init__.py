@@ -7,14 +7,19 @@ which the notebooks run, `lossbook.press` what turns them into the site.
 from importlib import import_module
 from importlib.metadata import version
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+# They load on first use, so that `import lossbook` costs next to nothing; static tools see them here.
+if TYPE_CHECKING:
+    from lossbook import lab, methods, press
 
 __version__ = version("lossbook")
-# They load on first use, which a type checker does not see.
-__all__ = ["lab", "methods", "press"]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["lab", "methods", "press"]
 
 
-def __getattr__(name: str) -> ModuleType:
-    # So that `import lossbook` costs next to nothing.
-    if name in __all__:
-        return import_module(f"lossbook.{name}")
-    raise AttributeError(f"module 'lossbook' has no attribute {name!r}")
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> ModuleType:
+        if name in __all__:
+            return import_module(f"lossbook.{name}")
+        raise AttributeError(f"module 'lossbook' has no attribute {name!r}")

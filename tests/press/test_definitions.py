@@ -119,6 +119,7 @@ EDITS_THAT_DO_NOT = {
     "another dataclass": ("from dataclasses import dataclass, field\n@dataclass(frozen=True)\nclass A:\n    x: list = field(default_factory=list)\ndef f(): ...\n", "list)", "dict)"),
     "list of names": ("__all__ = ['f']\ndef f(): ...\ndef g(): ...\n", "['f']", "['f', 'g']"),
     "longer list of names": ("__all__ = ['f']\n__all__ += ['f']\ndef f(): ...\ndef g(): ...\n", "+= ['f']", "+= ['g']"),
+    "what only type checkers see": ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from math import sin\ndef f(x: 'sin'): ...\n", "import sin", "import cos, sin"),
     "what only a program runs": ("def f(): ...\nif __name__ == '__main__':\n    print(1)\n", "1", "2"),
     "what a local name hides": ("g = 1\ndef f():\n    g = 2\n    return g\n", "g = 1", "g = 3"),
     "what an argument hides": ("g = 1\ndef f(g, *h):\n    return lambda: g\n", "g = 1", "g = 3"),
@@ -152,9 +153,8 @@ BOOK = {
     "lab__fitting": "LIMIT = 25\ndef fit():\n    return LIMIT\ndef grid(): ...\n",
     "lab__attacks": "from . import fitting\ndef pgd():\n    return fitting.grid()\ndef fgsm(): ...\n",
     "lab__other": "from ..lab.attacks import pgd, fgsm as quick\ndef run(): return quick\n",
-    "methods__": "",
-    "methods___parts": "from importlib import import_module\ndef public_names(package):\n    return [import_module(x) for x in package]\n",
-    "methods__part__": "from made.methods._parts import public_names\n__all__ = public_names(globals())\n",
+    "methods__": "from importlib import import_module\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from made.methods import part\n__all__ = ['part']\ndef __getattr__(name):\n    if name in __all__:\n        return import_module(f'{__name__}.{name}')\n    raise AttributeError\n",
+    "methods__part__": "from made.methods.part.common import (\n    unit,\n)\nfrom made.methods.part.paper import loss, paper\nfrom made.methods.part import noisy\n__all__ = [\n    'loss',\n]\n",
     "methods__part__paper": "from made.methods.part.common import unit\n__all__ = ['paper', 'loss']\ndef paper(): return unit()\ndef loss(): ...\n",
     "methods__part__common": "__all__ = ['unit']\ndef unit(): ...\ndef hidden(): ...\n",
     "methods__part__noisy": "import torch\n__all__ = []\ntorch.set_num_threads(1)\n",
@@ -193,14 +193,15 @@ BOOK = {
         ("eval('1')", {"module made"}, set()),
         ("get_ipython().run_cell('1')", {"module made"}, set()),
         ("import os\nfrom .made import x\nimport mades", set(), {"module made"}),
-        # A part that gathers: a name is its module's; of the others only what they run on import counts.
-        ("from made.methods.part import loss\nloss()", {"methods.part.paper.loss", "methods._parts.public_names", "import made.methods.part.noisy"}, {"methods.part.paper.paper", "methods.part.common.unit"}),
+        # What a part exports is its module's; of the others only what they run on import counts.
+        ("from made.methods.part import loss\nloss()", {"methods.part.paper.loss", "import made.methods.part.noisy"}, {"methods.part.paper.paper", "methods.part.common.unit", "methods.part.__all__"}),
+        ("from made import methods\nmethods.part.loss()", {"methods.part.paper.loss", "methods.__getattr__"}, {"methods.part.paper.paper", "module made.methods", "methods.__all__"}),
         ("from made.methods.part import paper\npaper()", {"methods.part.paper.paper", "methods.part.common.unit"}, {"methods.part.paper.loss", "module made.methods.part.paper"}),
         ("from made.methods.part import common\ncommon.unit", {"methods.part.common.unit"}, {"methods.part.common.hidden", "module made.methods.part.common"}),
         ("from made.methods.part import common\ncommon", {"module made.methods.part.common"}, {"module made.methods.part.paper"}),
         ("from made.methods.part.paper import loss\nloss", {"methods.part.paper.loss"}, {"methods.part.paper.paper"}),
         ("import made.methods.part.paper as p\np()", {"methods.part.paper.paper"}, {"methods.part.paper.loss"}),
-        ("import made.methods.part as p\np.unit", {"methods.part.common.unit", "import made.methods.part"}, {"methods.part.common.hidden"}),
+        ("import made.methods.part as p\np.unit", {"methods.part.common.unit", "import made.methods.part.noisy"}, {"methods.part.common.hidden"}),
         ("import made.methods.part.common as c\nc.hidden()", {"methods.part.common.hidden", "import made.methods.part.noisy"}, {"methods.part.common.unit"}),
         ("from made.methods.part import *", {"module made.methods.part.unlisted", "module made.methods.part.paper"}, {"lab.fitting.fit"}),
         ("from made.methods.part import missing\nmissing", {"module made.methods.part.unlisted"}, set()),
@@ -237,12 +238,12 @@ def test_cells_are_read_together(tmp_path):
         # Statements that run because a module is imported by another.
         ("lab__fitting", "LIMIT", "import torch\ntorch.manual_seed(0)\nLIMIT"),
         ("methods__part__noisy", "(1)", "(2)"),
-        ("methods__part__unlisted", "def odd", "print(1)\ndef odd"),
-        ("methods___parts", "for x", "for y"),
+        ("methods__part__", "paper import loss", "paper import paper as loss"),
+        ("methods__", "if name in", "if not name in"),
     ],
 )
 def test_edits_elsewhere_that_count(tmp_path, module, old, new):
-    code = "from made import lab\nfrom made.lab import other\nfrom made.methods.part import loss\nlab.fit(), other.run(), loss()"
+    code = "from made import lab, methods\nfrom made.lab import other\nfrom made.methods.part import loss\nlab.fit(), other.run(), loss(), methods.part"
     before = reach(tmp_path, code, **BOOK)
     assert before.digests != reach(tmp_path, code, **{**BOOK, module: BOOK[module].replace(old, new, 1)}).digests
 
@@ -257,11 +258,20 @@ def test_names_that_change_places_are_a_change(tmp_path):
     assert [name for name in before.digests if before.digests[name] != after.digests[name]] == ["names"]
 
 
-def test_a_new_module_of_a_part_is_no_change(tmp_path):
-    code = "from made.methods.part import loss\nloss()"
+@pytest.mark.parametrize(
+    "code", ["from made.methods.part import loss\nloss()", "from made import methods\nmethods.part.loss()"]
+)
+def test_a_new_module_of_a_part_is_no_change(tmp_path, code):
     before = reach(tmp_path, code, **BOOK)
     fresh = "import networkx\n__all__ = ['fresh']\ndef fresh():\n    return networkx.Graph()\n"
-    after = reach(tmp_path, code, **BOOK, methods__part__fresh=fresh)
+    listed = {
+        "methods__": BOOK["methods__"].replace("import part", "import another, part").replace("['", "['another', '"),
+        "methods__another": "def other(): ...\n",
+        "methods__part__": "from made.methods.part.fresh import fresh\n"
+        + BOOK["methods__part__"].replace("[", "['fresh',"),
+        "methods__part__fresh": fresh,
+    }
+    after = reach(tmp_path, code, **{**BOOK, **listed})
     assert before.digests == after.digests and "networkx" not in after.libraries
 
 

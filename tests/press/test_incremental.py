@@ -65,8 +65,7 @@ PARTS = {
     "__init__": "",
     "lab/__init__": "from made.lab.fitting import one as fit\nfrom made.lab import attacks\n",
     "methods/__init__": "",
-    "methods/_parts": Path(keys.__file__).parents[2].joinpath("methods", "_parts.py").read_text(),
-    "methods/part/__init__": "from made.methods._parts import public_names\n__all__ = public_names(globals())\n",
+    "methods/part/__init__": "from made.methods.part.common import cShape, cone, ctwo\nfrom made.methods.part.paper import pShape, pone, ptwo\n",
 }
 # What a module imports, and what its `one` calls: a name, a module's attribute, an import of its own, nothing.
 CALLS = {

@@ -16,7 +16,7 @@ from sphinx.util.inventory import InventoryFile
 from lossbook.press.cli.main import application
 from lossbook.press.errors import PressError
 from lossbook.press.extensions import docstrings
-from lossbook.press.pages import command_line, reference
+from lossbook.press.pages import command_line, exports, reference
 from lossbook.press.project import Project
 
 ROOT = Path(__file__).parents[2]
@@ -109,7 +109,9 @@ class Tree:
         path.write_text(text)
 
     def render(self, intro: str = "") -> subprocess.CompletedProcess:
-        """Write the reference and render it."""
+        """Write the reference, and what parts export, and render it."""
+        for path, text in exports.written_out(self.project).items():
+            path.write_text(text)
         shutil.rmtree(self.source, ignore_errors=True)
         shutil.copytree(self.root / "book", self.source)
         shutil.copy(self.root / "_config.yml", self.source)
@@ -256,7 +258,7 @@ BROKEN = [
 def broken(tmp_path_factory, python):
     """What is said of a tree with two modules whose docstrings, and a page whose references, are wrong."""
     tree = Tree(tmp_path_factory.mktemp("reference") / "tree", python, methods=False)
-    for place in ("methods/__init__.py", "methods/_parts.py", "methods/contrastive/__init__.py"):
+    for place in ("methods/__init__.py", "methods/contrastive/__init__.py"):
         tree.add(place, (ROOT / "src/lossbook" / place).read_text())
     tree.add(
         "methods/contrastive/borogove.py",

@@ -14,8 +14,8 @@ from support import agree, one_graph, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     alignment,
-    cacr,
     cacr_from_cosines,
+    cacr_loss,
     conditional_weights,
     contrastive_attraction,
     contrastive_repulsion,
@@ -85,7 +85,7 @@ def test_attraction_and_repulsion_are_loops_over_queries(v, n, d, scale, detach)
 @pytest.mark.parametrize("symmetric", [False, True], ids=["one-way", "symmetric"])
 def test_whole_loss_is_the_weighted_sum(symmetric, detach):
     x = stack()
-    ours = cacr(
+    ours = cacr_loss(
         x,
         positive_scale=0.7,
         negative_scale=1.3,
@@ -109,20 +109,20 @@ def test_rbf_repulsion_is_a_loop_over_queries(symmetric, scale, detach):
 
 def test_reductions():
     x = stack()
-    assert cacr(x, reduction="none").shape == (6,)
-    agree(cacr(x), cacr(x, reduction="none").mean(), (x,))
-    agree(cacr(x, reduction="sum"), cacr(x, reduction="none").sum(), (x,))
+    assert cacr_loss(x, reduction="none").shape == (6,)
+    agree(cacr_loss(x), cacr_loss(x, reduction="none").mean(), (x,))
+    agree(cacr_loss(x, reduction="sum"), cacr_loss(x, reduction="none").sum(), (x,))
 
 
 def test_gradcheck_through_the_weights():
-    assert torch.autograd.gradcheck(lambda x: cacr(x, detach=False, symmetric=True), (stack(3, 4, 3),))
+    assert torch.autograd.gradcheck(lambda x: cacr_loss(x, detach=False, symmetric=True), (stack(3, 4, 3),))
     assert torch.autograd.gradcheck(lambda x: rbf_repulsion(x, detach=False), (stack(3, 4, 3),))
 
 
 @DETACH
 def test_rows_at_a_time_are_the_same(detach):
     x = stack(3, 7)
-    for loss in (cacr, rbf_repulsion):
+    for loss in (cacr_loss, rbf_repulsion):
         for symmetric in (False, True):
             options = {"detach": detach, "symmetric": symmetric}
             agree(loss(x, rows=3, **options), loss(x, **options), (x,), 1e-12)
@@ -133,7 +133,7 @@ def test_from_cosines_is_the_loss_of_two_views():
     for detach in (True, False):
         options = {"negative_scale": 1.4, "attraction": 0.6, "repulsion": 1.2, "detach": detach}
         ours = cacr_from_cosines(cosine_similarity(x[0], x[1]), **options)
-        agree(ours, cacr(x, **options), (x,))
+        agree(ours, cacr_loss(x, **options), (x,))
 
 
 def test_weights_of_negatives_are_those_of_info_nce():
@@ -151,7 +151,7 @@ def test_detached_with_two_views_moves_as_decoupled_contrastive_loss(scale):
     logits = cosine_similarity(x[0], x[1]) / temperature
     others = torch.logsumexp(logits.masked_fill(torch.eye(6, dtype=torch.bool), -math.inf), 1)
     decoupled = 2 * temperature * (others - logits.diagonal()).mean()
-    ours, theirs = (torch.autograd.grad(loss, x)[0] for loss in (cacr(x, negative_scale=scale), decoupled))
+    ours, theirs = (torch.autograd.grad(loss, x)[0] for loss in (cacr_loss(x, negative_scale=scale), decoupled))
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
@@ -209,7 +209,7 @@ def test_scale_and_rotation_do_not_matter():
     x = stack().detach()
     turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).Q
     for other in (1e8 * x, 1e-8 * x, x @ turn, x[:, torch.randperm(6)]):
-        torch.testing.assert_close(cacr(other), cacr(x), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(cacr_loss(other), cacr_loss(x), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
@@ -228,7 +228,7 @@ def test_extremes_stay_finite(case, dtype, detach):
     x.requires_grad_()
     for scale in (0.0, 2.0, 1e4):
         losses = [
-            cacr(x, positive_scale=scale, negative_scale=scale, detach=detach),
+            cacr_loss(x, positive_scale=scale, negative_scale=scale, detach=detach),
             rbf_repulsion(x, scale=scale, width=50.0, detach=detach),
         ]
         for loss in losses:
@@ -240,7 +240,7 @@ def test_extremes_stay_finite(case, dtype, detach):
 
 def test_single_precision_is_accurate():
     x = stack(4, 32, 16).detach()
-    assert cacr(x.float()).item() == pytest.approx(cacr(x).item(), abs=1e-5)
+    assert cacr_loss(x.float()).item() == pytest.approx(cacr_loss(x).item(), abs=1e-5)
 
 
 def test_vmap_over_embeddings_and_scales():
@@ -248,7 +248,7 @@ def test_vmap_over_embeddings_and_scales():
     scales = torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)
 
     def loss(views, scale):
-        return cacr(views, positive_scale=scale, negative_scale=scale, detach=False)
+        return cacr_loss(views, positive_scale=scale, negative_scale=scale, detach=False)
 
     mapped = torch.vmap(torch.func.grad(loss))(x, scales)
     single = torch.stack([torch.func.grad(loss)(views, scale.item()) for views, scale in zip(x, scales, strict=True)])
@@ -257,14 +257,14 @@ def test_vmap_over_embeddings_and_scales():
 
 def test_compile_without_graph_breaks():
     x = stack()
-    loss = unhooked("lossbook.methods.contrastive.cacr").cacr
+    loss = unhooked("lossbook.methods.contrastive.cacr").cacr_loss
     compiled = one_graph(loss)
     agree(compiled(x), attraction_oracle(x) + repulsion_oracle(x), (x,))
 
 
 def test_bad_input_is_refused():
     good = torch.ones(2, 3, 4)
-    for function in (contrastive_attraction, contrastive_repulsion, cacr, rbf_repulsion):
+    for function in (contrastive_attraction, contrastive_repulsion, cacr_loss, rbf_repulsion):
         assert "(1, 3, 4)" in rejects(function, good[:1], names="views")
         rejects(function, good[0], names="views")
         rejects(function, good.int(), names="views")
@@ -274,17 +274,17 @@ def test_bad_input_is_refused():
         rejects(function, good, scale="1", names="scale")
         rejects(function, good, scale=torch.ones(2), names="scale")
     for name in ("positive_scale", "negative_scale", "attraction", "repulsion"):
-        rejects(cacr, good, **{name: -0.5}, names=name)
+        rejects(cacr_loss, good, **{name: -0.5}, names=name)
     rejects(contrastive_repulsion, good[:, :1], names="views")
     rejects(rbf_repulsion, good, width=0, names="width")
-    rejects(cacr, good, rows=0, names="rows")
-    rejects(cacr, good, reduction="max", names="reduction")
+    rejects(cacr_loss, good, rows=0, names="rows")
+    rejects(cacr_loss, good, reduction="max", names="reduction")
     rejects(cacr_from_cosines, torch.ones(2, 3), names="cosines")
     rejects(conditional_weights, torch.ones(3), scale=math.inf, names="scale")
 
 
 test_on_any_device = on_any_device(
-    partial(cacr, stack(), symmetric=True, rows=2),
+    partial(cacr_loss, stack(), symmetric=True, rows=2),
     partial(cacr_from_cosines, torch.eye(4)),
     partial(conditional_weights, torch.rand(3, 4), scale=torch.tensor(2.0)),
     partial(contrastive_attraction, stack()),

@@ -13,14 +13,16 @@ from pytorch_metric_learning.losses import NTXentLoss
 from support import agree, extreme, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import (
-    decoupled_contrastive,
+    decoupled_contrastive_loss,
     decoupled_contrastive_weighted,
     negative_von_mises_fisher_weights,
     nt_xent,
 )
 from lossbook.methods.contrastive.decoupled_contrastive import decoupled_contrastive_from_cosines
 
-BOTH = pytest.mark.parametrize("loss", [decoupled_contrastive, decoupled_contrastive_weighted], ids=["dcl", "dclw"])
+BOTH = pytest.mark.parametrize(
+    "loss", [decoupled_contrastive_loss, decoupled_contrastive_weighted], ids=["dcl", "dclw"]
+)
 
 
 def oracle(x, y, temperature=0.1, sigma=None):
@@ -42,9 +44,9 @@ def oracle(x, y, temperature=0.1, sigma=None):
 def test_dcl_is_its_definition(n, d, temperature):
     x, y = pair(n, d)
     theirs = oracle(x, y, temperature)
-    losses = decoupled_contrastive(x, y, temperature=temperature, reduction="none")
-    torch.testing.assert_close(decoupled_contrastive(x, y, temperature=temperature), losses.mean())
-    torch.testing.assert_close(decoupled_contrastive(x, y, temperature=temperature, reduction="sum"), losses.sum())
+    losses = decoupled_contrastive_loss(x, y, temperature=temperature, reduction="none")
+    torch.testing.assert_close(decoupled_contrastive_loss(x, y, temperature=temperature), losses.mean())
+    torch.testing.assert_close(decoupled_contrastive_loss(x, y, temperature=temperature, reduction="sum"), losses.sum())
     agree(losses, theirs, (x, y))
 
 
@@ -61,7 +63,7 @@ def test_dclw_is_its_definition(sigma):
 def test_detached_weights_are_constants():
     x, y = pair(7, 5)
     weights = negative_von_mises_fisher_weights(x, y).detach()
-    losses = decoupled_contrastive(x, y, reduction="none")
+    losses = decoupled_contrastive_loss(x, y, reduction="none")
     cosines = F.cosine_similarity(x, y) / 0.1
     agree(
         decoupled_contrastive_weighted(x, y, reduction="none"),
@@ -79,14 +81,14 @@ def test_detached_weights_are_constants():
 def test_softplus_gives_nt_xent_of_pytorch_metric_learning(temperature):
     x, y = pair()
     theirs = NTXentLoss(temperature)(torch.cat([x, y]), torch.arange(8).repeat(2))
-    ours = F.softplus(decoupled_contrastive(x, y, temperature=temperature, reduction="none")).mean()
+    ours = F.softplus(decoupled_contrastive_loss(x, y, temperature=temperature, reduction="none")).mean()
     agree(ours, theirs, (x, y), tolerance=1e-8)
 
 
 @given(st.integers(2, 9), st.integers(1, 6), st.integers(0, 99))
 def test_gradient_of_nt_xent_is_that_of_dcl_times_sigmoid(n, d, seed):
     x, y = pair(n, d, seed=seed)
-    losses = decoupled_contrastive(x, y, reduction="none")
+    losses = decoupled_contrastive_loss(x, y, reduction="none")
     q = torch.sigmoid(losses).detach()
     for whole, decoupled in zip(
         torch.autograd.grad(nt_xent(x, y, reduction="sum"), (x, y)),
@@ -136,7 +138,7 @@ def test_from_cosines_and_the_negatives_of_the_own_view_are_the_whole():
     positives = cosines.diagonal() / 0.1
     losses = decoupled_contrastive_from_cosines(cosines, reduction="none")
     expected = torch.logaddexp(losses + positives, among) - positives
-    agree(decoupled_contrastive(x, y, symmetric=False, reduction="none"), expected, (x, y))
+    agree(decoupled_contrastive_loss(x, y, symmetric=False, reduction="none"), expected, (x, y))
 
 
 @given(st.integers(1, 12), st.integers(1, 5), st.floats(0.05, 5), st.integers(0, 99))
@@ -149,8 +151,8 @@ def test_weights_have_mean_one_and_stay_in_their_range(n, d, sigma, seed):
 
 def test_flat_weights_give_dcl():
     x, y = pair()
-    agree(decoupled_contrastive_weighted(x, y, sigma=1e9), decoupled_contrastive(x, y), (x, y), tolerance=1e-7)
-    agree(decoupled_contrastive_weighted(x, 2 * x.detach()), decoupled_contrastive(x, 2 * x.detach()), (x,))
+    agree(decoupled_contrastive_weighted(x, y, sigma=1e9), decoupled_contrastive_loss(x, y), (x, y), tolerance=1e-7)
+    agree(decoupled_contrastive_weighted(x, 2 * x.detach()), decoupled_contrastive_loss(x, 2 * x.detach()), (x,))
 
 
 def test_one_aligned_pair_is_pushed_apart():
@@ -163,11 +165,11 @@ def test_one_aligned_pair_is_pushed_apart():
 def test_lower_bounds_are_reached():
     # Two opposite pairs, and the simplex: N pairs at cosine -1/(N - 1).
     x = torch.tensor([[1.0, 0], [-1, 0]], dtype=torch.float64)
-    losses = decoupled_contrastive(x, x, temperature=0.5, reduction="none")
+    losses = decoupled_contrastive_loss(x, x, temperature=0.5, reduction="none")
     torch.testing.assert_close(losses, torch.full((4,), -4 + math.log(2), dtype=torch.float64))
     simplex = torch.eye(6, dtype=torch.float64) - 1 / 6
     expected = math.log(10) - 6 / (5 * 0.5)
-    assert decoupled_contrastive(simplex, simplex, temperature=0.5).item() == pytest.approx(expected)
+    assert decoupled_contrastive_loss(simplex, simplex, temperature=0.5).item() == pytest.approx(expected)
 
 
 @BOTH
@@ -243,7 +245,7 @@ def test_bad_input_is_refused(loss):
 
 
 test_on_any_device = on_any_device(
-    partial(decoupled_contrastive, *pair(), symmetric=False, rows=3),
+    partial(decoupled_contrastive_loss, *pair(), symmetric=False, rows=3),
     partial(decoupled_contrastive_weighted, *pair(), sigma=torch.tensor(0.5), detach_weights=False),
     partial(negative_von_mises_fisher_weights, *pair()),
 )

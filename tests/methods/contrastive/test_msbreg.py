@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from devices import on_any_device
 from support import agree, one_graph, rejects, unhooked
 
-from lossbook.methods.contrastive import brownian, centroid_attraction, centroids, msbreg, singular_isotropy
+from lossbook.methods.contrastive import brownian, centroid_attraction, centroids, msbreg_loss, singular_isotropy
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
@@ -104,7 +104,7 @@ def test_pairwise_form_is_the_sum_of_squared_cosines(n, d):
 def test_gradcheck(form):
     assert torch.autograd.gradcheck(lambda z: singular_isotropy(z, form=form), draw(6, 3))
     t, g = draw(2, 4, 3, seed=1).detach(), draw(4, 3, seed=2).detach()
-    assert torch.autograd.gradcheck(lambda z: msbreg(z, t, g, form=form), draw(2, 4, 3))
+    assert torch.autograd.gradcheck(lambda z: msbreg_loss(z, t, g, form=form), draw(2, 4, 3))
 
 
 @pytest.mark.parametrize("form", ["singular", "pairwise"])
@@ -142,8 +142,8 @@ def test_the_whole_is_the_weighted_sum(pull, form):
     z, t, g = draw(3, 8, 4), draw(3, 8, 4, seed=1).detach(), draw(8, 4, seed=2).detach()
     parts = torch.stack([singular_isotropy(view, form=form) for view in z]).mean()
     oracle = centroid_attraction(z, t, pull=pull) + 0.7 * parts + 0.3 * brownian(z, g)
-    agree(msbreg(z, t, g, singular=0.7, brownian_weight=0.3, pull=pull, form=form), oracle, (z,))
-    alone = msbreg(z, t, g, singular=0.0, brownian_weight=0.0, pull=pull, form=form)
+    agree(msbreg_loss(z, t, g, singular=0.7, brownian_weight=0.3, pull=pull, form=form), oracle, (z,))
+    alone = msbreg_loss(z, t, g, singular=0.0, brownian_weight=0.0, pull=pull, form=form)
     agree(alone, centroid_attraction(z, t, pull=pull), (z,))
 
 
@@ -166,7 +166,7 @@ def test_extreme_embeddings_stay_finite(case, dtype):
     z = z.clone().requires_grad_()
     for form in ("singular", "pairwise"):
         for pull in ("views", "centroid"):
-            loss = msbreg(z, t, t[0], form=form, pull=pull)
+            loss = msbreg_loss(z, t, t[0], form=form, pull=pull)
             (gradient,) = torch.autograd.grad(loss, z)
             assert loss.isfinite() and gradient.isfinite().all() and gradient.dtype == dtype
             assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -175,35 +175,35 @@ def test_extreme_embeddings_stay_finite(case, dtype):
 @pytest.mark.parametrize("form", ["singular", "pairwise"])
 def test_vmap_and_grad(form):
     z, t, g = (draw(3, *shape, seed=s).detach() for s, shape in enumerate([(2, 6, 4), (2, 6, 4), (6, 4)]))
-    mapped = torch.vmap(torch.func.grad(lambda *each: msbreg(*each, form=form)))(z, t, g)
-    single = [torch.func.grad(lambda *each: msbreg(*each, form=form))(*each) for each in zip(z, t, g, strict=True)]
+    mapped = torch.vmap(torch.func.grad(lambda *each: msbreg_loss(*each, form=form)))(z, t, g)
+    single = [torch.func.grad(lambda *each: msbreg_loss(*each, form=form))(*each) for each in zip(z, t, g, strict=True)]
     torch.testing.assert_close(mapped, torch.stack(single), rtol=1e-10, atol=1e-12)
 
 
 def test_compile_without_graph_breaks():
     z, t, g = draw(2, 6, 4), draw(2, 6, 4, seed=1).detach(), draw(6, 4, seed=2).detach()
-    loss = unhooked("lossbook.methods.contrastive.msbreg").msbreg
-    agree(one_graph(loss)(z, t, g), msbreg(z, t, g), (z,))
+    loss = unhooked("lossbook.methods.contrastive.msbreg").msbreg_loss
+    agree(one_graph(loss)(z, t, g), msbreg_loss(z, t, g), (z,))
 
 
 def test_weights_can_be_tensors():
     z, t, g = draw(2, 6, 4), draw(2, 6, 4, seed=1).detach(), draw(6, 4, seed=2).detach()
     weight = torch.tensor(0.5, dtype=torch.float64)
-    torch.testing.assert_close(msbreg(z, t, g, singular=weight), msbreg(z, t, g, singular=0.5))
+    torch.testing.assert_close(msbreg_loss(z, t, g, singular=weight), msbreg_loss(z, t, g, singular=0.5))
 
 
 def test_bad_input_is_refused():
     z, g = torch.ones(2, 3, 4), torch.ones(3, 4)
-    rejects(msbreg, g, z, g, names="views")
-    rejects(msbreg, z.int(), z, g, names="views")
-    assert "(2, 3, 5)" in rejects(msbreg, z, torch.ones(2, 3, 5), g, names="targets")
-    rejects(msbreg, z, z.double(), g, names="targets")
-    assert "(3, 4)" in rejects(msbreg, z, z, torch.ones(2, 4), names="kicks")
+    rejects(msbreg_loss, g, z, g, names="views")
+    rejects(msbreg_loss, z.int(), z, g, names="views")
+    assert "(2, 3, 5)" in rejects(msbreg_loss, z, torch.ones(2, 3, 5), g, names="targets")
+    rejects(msbreg_loss, z, z.double(), g, names="targets")
+    assert "(3, 4)" in rejects(msbreg_loss, z, z, torch.ones(2, 4), names="kicks")
     rejects(brownian, z, g.double(), names="kicks")
-    rejects(msbreg, z, z, g, singular=-1.0, names="singular")
-    rejects(msbreg, z, z, g, brownian_weight=math.inf, names="brownian_weight")
-    rejects(msbreg, z, z, g, singular="strong", names="singular")
-    rejects(msbreg, z, z, g, pull="mean", names="pull")
+    rejects(msbreg_loss, z, z, g, singular=-1.0, names="singular")
+    rejects(msbreg_loss, z, z, g, brownian_weight=math.inf, names="brownian_weight")
+    rejects(msbreg_loss, z, z, g, singular="strong", names="singular")
+    rejects(msbreg_loss, z, z, g, pull="mean", names="pull")
     rejects(singular_isotropy, g, form="frobenius", names="form")
     rejects(singular_isotropy, z, names="embeddings")
     rejects(centroid_attraction, z, z, reduction="max", names="reduction")
@@ -213,7 +213,7 @@ test_on_any_device = on_any_device(
     partial(brownian, draw(2, 6, 4), draw(6, 4)),
     partial(centroid_attraction, draw(2, 6, 4), draw(3, 6, 4), pull="centroid"),
     partial(centroids, draw(2, 6, 4)),
-    partial(msbreg, draw(2, 6, 4), draw(3, 6, 4), draw(6, 4), singular=torch.tensor(0.1)),
+    partial(msbreg_loss, draw(2, 6, 4), draw(3, 6, 4), draw(6, 4), singular=torch.tensor(0.1)),
     partial(singular_isotropy, draw(6, 4), form="pairwise"),
     partial(singular_isotropy, draw(4, 6), form="pairwise"),
 )

@@ -18,7 +18,7 @@ from lossbook.methods.layers import (
     conv_group_norm_gain,
     group_norm_backward,
     group_norm_gain,
-    ideal_group_number,
+    ideal_number_of_groups,
     isometric_group_number,
     measured_gain,
     set_group_numbers,
@@ -286,16 +286,16 @@ def test_isometric_group_number(widths, expected):
 
 def test_root_has_gain_one_and_its_limits():
     for n_in, n_out, s in [(256, 128, 0.5), (200, 150, 0.5), (100, 300, 2.0), (64, 64, 0.5)]:
-        size = n_out / ideal_group_number(n_in, n_out, second_moment=s)
+        size = n_out / ideal_number_of_groups(n_in, n_out, second_moment=s)
         widths = (n_in - 1) / n_in * n_out / n_in / (2 * s)
         assert widths * (size - 2) / (size - 3) == pytest.approx(1)
-    assert ideal_group_number(2 * 10**8, 10**8) == pytest.approx(10**8 / 4)
-    assert ideal_group_number(10**12, 96) == pytest.approx(96 / 3)
-    assert ideal_group_number(10**6, 10**6) == pytest.approx(1, rel=1e-5)
-    assert ideal_group_number(100, 200) == 0
+    assert ideal_number_of_groups(2 * 10**8, 10**8) == pytest.approx(10**8 / 4)
+    assert ideal_number_of_groups(10**12, 96) == pytest.approx(96 / 3)
+    assert ideal_number_of_groups(10**6, 10**6) == pytest.approx(1, rel=1e-5)
+    assert ideal_number_of_groups(100, 200) == 0
     wide, narrow = 3 * 10**6, 2 * 10**6
     expected = narrow * (wide - narrow) / (3 * wide - 2 * narrow)
-    assert ideal_group_number(wide, narrow) == pytest.approx(expected, rel=1e-5)
+    assert ideal_number_of_groups(wide, narrow) == pytest.approx(expected, rel=1e-5)
 
 
 @settings(max_examples=80, deadline=None)
@@ -599,7 +599,7 @@ def test_integers(bad):
         rejects(gain, bad, 8, 2, names=f"in_{first}")
         rejects(gain, 8, bad, 2, names=f"out_{second}")
         rejects(gain, 8, 8, bad, names="num_groups")
-    for function in (isometric_group_number, ideal_group_number):
+    for function in (isometric_group_number, ideal_number_of_groups):
         rejects(function, bad, 8, names="in_features")
         rejects(function, 8, bad, names="out_features")
     rejects(isometric_group_number, 8, 8, min_group_size=bad, names="min_group_size")
@@ -613,14 +613,14 @@ def test_positive_numbers(bad):
     rejects(conv_group_norm_gain, 8, 8, 2, second_moment=bad, names="second_moment")
     rejects(conv_group_norm_gain, 8, 8, 2, pixel_ratio=bad, names="pixel_ratio")
     rejects(isometric_group_number, 8, 8, second_moment=bad, names="second_moment")
-    rejects(ideal_group_number, 8, 8, second_moment=bad, names="second_moment")
+    rejects(ideal_number_of_groups, 8, 8, second_moment=bad, names="second_moment")
 
 
 def test_other_arguments():
     message = rejects(group_norm_gain, 8, 8, 3, names="num_groups")
     assert "out_features=8" in message and "got 3" in message
     rejects(conv_group_norm_gain, 8, 8, 3, names="num_groups")
-    rejects(ideal_group_number, 1, 8, names="in_features")
+    rejects(ideal_number_of_groups, 1, 8, names="in_features")
     rejects(isometric_group_number, 8, 3, names="out_features")
     for bad in (-0.1, 1.1, math.nan, "1", True):
         rejects(conv_group_norm_gain, 8, 8, 2, mean_share=bad, names="mean_share")
@@ -653,7 +653,7 @@ test_on_any_device = on_any_device(
     partial(conv_group_norm_gain, 16, 8, 2),
     partial(group_norm_backward, torch.randn(2, 6, 5), torch.randn(2, 6, 5), 3, weight=torch.ones(6)),
     partial(group_norm_gain, 16, 8, 2),
-    partial(ideal_group_number, 16, 8),
+    partial(ideal_number_of_groups, 16, 8),
     partial(isometric_group_number, 16, 8),
     partial(measured_gain, nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), torch.randn(5, 4), samples=2),
     only_on_cpu(

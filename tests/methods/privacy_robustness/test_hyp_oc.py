@@ -15,7 +15,7 @@ from support import agree, extreme, one_graph, pair, rejects, unhooked
 from lossbook.methods.poincare import conformal_factor, distance, expmap0
 from lossbook.methods.privacy_robustness import (
     HyperbolicHead,
-    hyp_oc,
+    hyp_oc_loss,
     hyperbolic_pairwise_confusion,
     pseudo_negatives,
 )
@@ -134,7 +134,7 @@ def test_loss_is_cross_entropy_and_confusion():
     targets = torch.cat([torch.zeros(8), torch.ones(8)]).long()
     entropy = F.cross_entropy(torch.cat([logits, others]), targets)
     confusion = ball(0.1).dist(points[:4], points[4:]).mean() / 2
-    agree(hyp_oc(points, logits, others, confusion=0.3), entropy + 0.3 * confusion, (points, logits, others), 1e-9)
+    agree(hyp_oc_loss(points, logits, others, confusion=0.3), entropy + 0.3 * confusion, (points, logits, others), 1e-9)
 
 
 def test_pseudo_negatives_follow_the_mean():
@@ -171,7 +171,7 @@ def test_extremes_stay_finite(case, dtype):
     model = HyperbolicHead(5, radius=None).to(torch.float64 if dtype == torch.float64 else torch.float32)
     (points, logits), (_, others) = model(x), model(y)
     for inverse in ("artanh", "arctan"):
-        loss = hyp_oc(points, logits, others, inverse=inverse)
+        loss = hyp_oc_loss(points, logits, others, inverse=inverse)
         gradients = torch.autograd.grad(loss, (x, y, *model.parameters()), retain_graph=True)
         assert loss.isfinite() and loss >= 0
         assert all(g.isfinite().all() for g in gradients)
@@ -197,8 +197,8 @@ def test_compile_without_graph_breaks():
     compiled = one_graph(model)
     agree(compiled(x)[1], model(x)[1], (x, *model.parameters()))
     points, logits, others = embedded(), pair(8, 2)[0], y[:, :2]
-    compiled = one_graph(plain.hyp_oc)
-    agree(compiled(points, logits, others), hyp_oc(points, logits, others), (points, logits, y))
+    compiled = one_graph(plain.hyp_oc_loss)
+    agree(compiled(points, logits, others), hyp_oc_loss(points, logits, others), (points, logits, y))
 
 
 def test_bad_input_is_refused():
@@ -207,9 +207,9 @@ def test_bad_input_is_refused():
     rejects(hyperbolic_pairwise_confusion, good, inverse="tan", names="inverse")
     rejects(hyperbolic_pairwise_confusion, good, curvature=-1.0, names="curvature")
     rejects(hyperbolic_pairwise_confusion, good, reduction="max", names="reduction")
-    rejects(hyp_oc, good, good[:3], good, names="real_logits")
-    rejects(hyp_oc, good, good, torch.zeros(4, 3), names="pseudo_logits")
-    rejects(hyp_oc, good, good, good, confusion=-1.0, names="confusion")
+    rejects(hyp_oc_loss, good, good[:3], good, names="real_logits")
+    rejects(hyp_oc_loss, good, good, torch.zeros(4, 3), names="pseudo_logits")
+    rejects(hyp_oc_loss, good, good, good, confusion=-1.0, names="confusion")
     rejects(pseudo_negatives, good, torch.zeros(3), good, names="mean")
     rejects(pseudo_negatives, good, good[0], torch.zeros(4, 3), names="noise")
     rejects(pseudo_negatives, good, good[0], good, momentum=2.0, names="momentum")
@@ -223,7 +223,7 @@ def test_bad_input_is_refused():
 test_on_any_device = on_any_device(
     partial(head(), pair()[0]),
     partial(head(radius=None, riemannian=False), pair()[0]),
-    partial(hyp_oc, embedded(), pair(8, 2)[0], pair(8, 2)[1], confusion=torch.tensor(0.5)),
+    partial(hyp_oc_loss, embedded(), pair(8, 2)[0], pair(8, 2)[1], confusion=torch.tensor(0.5)),
     partial(hyperbolic_pairwise_confusion, embedded(), curvature=torch.tensor(0.1), inverse="arctan"),
     partial(pseudo_negatives, pair()[0], torch.ones(5), pair()[1]),
 )

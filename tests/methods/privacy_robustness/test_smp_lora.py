@@ -10,7 +10,7 @@ from devices import on_any_device
 from support import agree, one_graph, rejects, unhooked
 from torch.autograd.functional import hessian
 
-from lossbook.methods.privacy_robustness import MembershipAttacker, attacker_loss, mp_lora, smp_lora
+from lossbook.methods.privacy_robustness import MembershipAttacker, attacker_loss, mp_lora_loss, smp_lora_loss
 
 DRAW = torch.Generator().manual_seed(0)
 
@@ -44,20 +44,20 @@ def test_attacker_loss_weighs_both_kinds_equally():
 @pytest.mark.parametrize("weight", [0.0, 0.3, 10.0])
 def test_losses_are_the_official_lines(weight):
     loss, confusion = scalars()
-    agree(mp_lora(loss, confusion, weight=weight), loss - weight * confusion + 0 * confusion, (loss, confusion))
+    agree(mp_lora_loss(loss, confusion, weight=weight), loss - weight * confusion + 0 * confusion, (loss, confusion))
     official = loss / (1.0 + weight * confusion + 1e-5)
-    agree(smp_lora(loss, confusion, weight=weight), official, (loss, confusion))
-    agree(smp_lora(loss, confusion, weight=weight, offset=0.5, epsilon=0.1), loss / (0.6 + weight * confusion),
+    agree(smp_lora_loss(loss, confusion, weight=weight), official, (loss, confusion))
+    agree(smp_lora_loss(loss, confusion, weight=weight, offset=0.5, epsilon=0.1), loss / (0.6 + weight * confusion),
           (loss, confusion))  # fmt: skip
 
 
 def test_limits_and_bounds():
     loss, confusion = scalars()
-    assert smp_lora(loss, confusion, weight=0.0).item() == pytest.approx(0.4 / (1 + 1e-5))
+    assert smp_lora_loss(loss, confusion, weight=0.0).item() == pytest.approx(0.4 / (1 + 1e-5))
     for big in (1.0, 1e6, 1e30):
-        value = smp_lora(loss, torch.tensor(big, dtype=torch.float64)).item()
+        value = smp_lora_loss(loss, torch.tensor(big, dtype=torch.float64)).item()
         assert 0 <= value <= 0.4
-        assert mp_lora(loss, torch.tensor(big, dtype=torch.float64)).item() == pytest.approx(0.4 - big)
+        assert mp_lora_loss(loss, torch.tensor(big, dtype=torch.float64)).item() == pytest.approx(0.4 - big)
 
 
 def problem(x):
@@ -70,7 +70,7 @@ def test_second_derivatives_are_those_of_the_derivation():
     x = torch.randn(4, generator=DRAW, dtype=torch.float64)
 
     def ratio(x):
-        return smp_lora(*problem(x), weight=alpha, offset=beta, epsilon=delta)
+        return smp_lora_loss(*problem(x), weight=alpha, offset=beta, epsilon=delta)
 
     (loss, confusion), down = problem(x), beta + alpha * problem(x)[1] + delta
     slope_loss, slope_attack = (torch.func.grad(lambda x, i=i: problem(x)[i])(x) for i in (0, 1))
@@ -90,14 +90,14 @@ def test_extremes_stay_finite(dtype, scale):
     confusion = attacker_loss(members, others)
     assert confusion.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     loss = torch.tensor(1e4, dtype=dtype, requires_grad=True)
-    for value in (mp_lora(loss, confusion), smp_lora(loss, confusion, offset=0.0)):
+    for value in (mp_lora_loss(loss, confusion), smp_lora_loss(loss, confusion, offset=0.0)):
         gradients = torch.autograd.grad(value, (loss, members, others), retain_graph=True)
         assert value.isfinite() and all(g.isfinite().all() for g in gradients)
 
 
 def test_perfect_attacker_and_no_offset():
     loss, confusion = scalars(0.4, 0.0, torch.float32)
-    value = smp_lora(loss, confusion, offset=0.0)
+    value = smp_lora_loss(loss, confusion, offset=0.0)
     gradients = torch.autograd.grad(value, (loss, confusion))
     assert value.item() == pytest.approx(4e4, rel=1e-4) and all(g.isfinite() for g in gradients)
 
@@ -130,7 +130,7 @@ def test_masks_are_dropout():
 def test_gradient_flows_through_the_attacker_into_the_maps():
     attacker = MembershipAttacker(6, hidden=(8,))
     maps = torch.rand(4, 6, requires_grad=True)
-    value = smp_lora(maps.mean(), attacker_loss(attacker(maps)))
+    value = smp_lora_loss(maps.mean(), attacker_loss(attacker(maps)))
     (gradient,) = torch.autograd.grad(value, maps)
     (plain,) = torch.autograd.grad(maps.mean(), maps)
     assert gradient.isfinite().all() and not torch.allclose(gradient, plain)
@@ -142,7 +142,7 @@ def test_vmap():
 
     def value(logits, weight):
         confusion = attacker_loss(logits[:3], logits[3:])
-        return smp_lora(confusion**2, confusion, weight=weight) + mp_lora(confusion, confusion, weight=weight)
+        return smp_lora_loss(confusion**2, confusion, weight=weight) + mp_lora_loss(confusion, confusion, weight=weight)
 
     mapped = torch.vmap(value)(members, weight)
     torch.testing.assert_close(mapped, torch.stack([value(a, b) for a, b in zip(members, weight, strict=True)]))
@@ -150,7 +150,7 @@ def test_vmap():
 
 def test_compile_without_graph_breaks():
     module = unhooked("lossbook.methods.privacy_robustness.smp_lora")
-    for name, inputs in (("attacker_loss", logits()), ("mp_lora", scalars()), ("smp_lora", scalars())):
+    for name, inputs in (("attacker_loss", logits()), ("mp_lora_loss", scalars()), ("smp_lora_loss", scalars())):
         plain = getattr(module, name)
         agree(one_graph(plain)(*inputs), plain(*inputs), inputs)
 
@@ -160,12 +160,12 @@ def test_bad_input_is_refused():
     assert "got (3, 3)" in rejects(attacker_loss, torch.zeros(3, 3), names="member_logits")
     rejects(attacker_loss, good, torch.zeros(3), names="other_logits")
     rejects(attacker_loss, good.int(), names="member_logits")
-    for loss in (mp_lora, smp_lora):
+    for loss in (mp_lora_loss, smp_lora_loss):
         rejects(loss, torch.ones(2), one, names="denoising_loss")
         rejects(loss, one, torch.ones(1), names="attacker_loss")
         rejects(loss, one, one, weight=-1.0, names="weight")
-    rejects(smp_lora, one, one, offset=-0.1, names="offset")
-    rejects(smp_lora, one, one, epsilon=0.0, names="epsilon")
+    rejects(smp_lora_loss, one, one, offset=-0.1, names="offset")
+    rejects(smp_lora_loss, one, one, epsilon=0.0, names="epsilon")
     rejects(MembershipAttacker, 0, names="inputs")
     rejects(MembershipAttacker, 4, hidden=(0,), names="hidden")
     rejects(MembershipAttacker, 4, dropout=1.0, names="dropout")
@@ -175,6 +175,6 @@ ATTACKER = MembershipAttacker(6, hidden=(4,))
 test_on_any_device = on_any_device(
     partial(ATTACKER, torch.rand(5, 2, 3), [torch.rand(5, 4) > 0.5]),
     partial(attacker_loss, *logits()),
-    partial(mp_lora, *scalars(), weight=torch.tensor(0.5)),
-    partial(smp_lora, *scalars(), weight=torch.tensor(0.5), offset=torch.tensor(1.0)),
+    partial(mp_lora_loss, *scalars(), weight=torch.tensor(0.5)),
+    partial(smp_lora_loss, *scalars(), weight=torch.tensor(0.5), offset=torch.tensor(1.0)),
 )

@@ -12,8 +12,8 @@ from lossbook.methods._validate import Reduction, floating, number, positive, re
 from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = [
-    "cacr",
     "cacr_from_cosines",
+    "cacr_loss",
     "conditional_weights",
     "contrastive_attraction",
     "contrastive_repulsion",
@@ -146,7 +146,7 @@ def contrastive_repulsion(
     return reduce(_over_pairs(losses, views, symmetric, rows).mean(1), reduction)
 
 
-def cacr(
+def cacr_loss(
     views: Float[Tensor, "v n d"],
     *,
     positive_scale: Scale = 1.0,
@@ -185,9 +185,9 @@ def cacr(
 
     Examples:
         >>> views = torch.eye(4).repeat(3, 1, 1)  # three views of four things
-        >>> round(cacr(views).item(), 3)
+        >>> round(cacr_loss(views).item(), 3)
         -2.0
-        >>> cacr(views, reduction="none").shape
+        >>> cacr_loss(views, reduction="none").shape
         torch.Size([4])
     """
     positive_scale = number("positive_scale", positive_scale, least=0.0)
@@ -262,7 +262,7 @@ def cacr_from_cosines(
 
     Args:
         cosines: of query $i$ and key $j$, float32 or float64, at least two rows.
-        negative_scale, attraction, repulsion, detach, reduction: see `cacr`.
+        negative_scale, attraction, repulsion, detach, reduction: see `cacr_loss`.
 
     Source:
         Zheng et al. (2021), arXiv:2105.03746, $K=1$.

@@ -10,10 +10,10 @@ from lossbook.methods._validate import Reduction, paired, positive, reduce
 from lossbook.methods.contrastive.infonce import two_view_terms
 from lossbook.methods.similarities import unit
 
-__all__ = ["decoupled_contrastive", "decoupled_contrastive_weighted", "negative_von_mises_fisher_weights"]
+__all__ = ["decoupled_contrastive_loss", "decoupled_contrastive_weighted", "negative_von_mises_fisher_weights"]
 
 
-def decoupled_contrastive(
+def decoupled_contrastive_loss(
     first: Float[Tensor, "n d"],
     second: Float[Tensor, "n d"],
     *,
@@ -48,9 +48,9 @@ def decoupled_contrastive(
 
     Examples:
         >>> x = torch.eye(4)
-        >>> round(decoupled_contrastive(x, x, temperature=0.5).item(), 3)
+        >>> round(decoupled_contrastive_loss(x, x, temperature=0.5).item(), 3)
         -0.208
-        >>> decoupled_contrastive(x, x, reduction="none").shape
+        >>> decoupled_contrastive_loss(x, x, reduction="none").shape
         torch.Size([8])
     """
     pull, push = _terms(first, second, temperature, rows)
@@ -80,7 +80,7 @@ def decoupled_contrastive_weighted(
         sigma: $\sigma>0$, the temperature of the weights.
         detach_weights: hold the weights constant in the backward pass, as lightly does; False lets the gradient through
             them, as other public code does. The value is the same.
-        symmetric, rows, reduction: as in `decoupled_contrastive`.
+        symmetric, rows, reduction: as in `decoupled_contrastive_loss`.
 
     Raises:
         ValueError: for shapes, dtypes, a temperature or a sigma other than these.

@@ -9,7 +9,7 @@ from torch import Tensor
 from lossbook.methods._validate import Reduction, alike, floating, number, one_of, reduce, shaped
 from lossbook.methods.similarities import inner_products, unit
 
-__all__ = ["brownian", "centroid_attraction", "centroids", "msbreg", "singular_isotropy"]
+__all__ = ["brownian", "centroid_attraction", "centroids", "msbreg_loss", "singular_isotropy"]
 
 Scale = float | Float[Tensor, ""]
 Pull = Literal["views", "centroid"]
@@ -160,7 +160,7 @@ def singular_isotropy(embeddings: Float[Tensor, "n d"], *, form: Form = "singula
     return (gram * (rank / n) - eye).square().sum() / rank
 
 
-def msbreg(
+def msbreg_loss(
     views: Float[Tensor, "v n d"],
     targets: Float[Tensor, "w n d"],
     kicks: Float[Tensor, "n d"],
@@ -191,7 +191,7 @@ def msbreg(
 
     Examples:
         >>> views, kicks = torch.eye(3).repeat(2, 1, 1), -torch.eye(3)
-        >>> round(msbreg(views, views, kicks, brownian_weight=0.1).item(), 3)
+        >>> round(msbreg_loss(views, views, kicks, brownian_weight=0.1).item(), 3)
         -0.1
     """
     singular = number("singular", singular, least=0.0)

@@ -31,7 +31,7 @@ __all__ = [
     "conv_group_norm_gain",
     "group_norm_backward",
     "group_norm_gain",
-    "ideal_group_number",
+    "ideal_number_of_groups",
     "isometric_group_number",
     "measured_gain",
     "set_group_numbers",
@@ -139,7 +139,7 @@ def conv_group_norm_gain(
     return out_channels / in_channels / (2 * second_moment * pixel_ratio * remaining)
 
 
-def ideal_group_number(in_features: int, out_features: int, *, second_moment: float = 0.5) -> float:
+def ideal_number_of_groups(in_features: int, out_features: int, *, second_moment: float = 0.5) -> float:
     r"""Solve `group_norm_gain` = 1 for a real number of groups.
 
     $$G^* = n_{out}\,\frac{\rho-1}{3\rho-2}, \qquad
@@ -164,9 +164,9 @@ def ideal_group_number(in_features: int, out_features: int, *, second_moment: fl
         our derivation; the paper's own closed form may differ.
 
     Examples:
-        >>> round(ideal_group_number(512, 256), 1)  # a quarter of the outputs, nearly
+        >>> round(ideal_number_of_groups(512, 256), 1)  # a quarter of the outputs, nearly
         64.1
-        >>> ideal_group_number(256, 512)  # none keeps the scale where the width grows
+        >>> ideal_number_of_groups(256, 512)  # none keeps the scale where the width grows
         0.0
     """
     in_features = whole("in_features", in_features, least=2)

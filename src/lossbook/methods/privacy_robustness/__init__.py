@@ -1,5 +1,114 @@
 """Privacy and robustness: training against those who attack a model or ask it about its data."""
 
-from lossbook.methods._parts import public_names
+# From here on written by `make format`: the `__all__` of the modules beside this file.
+from lossbook.methods.privacy_robustness.entropy_guided_attention import (
+    SpectralNormalisation,
+    WeightNormalisation,
+    attention_entropy,
+    causal_attention,
+    entropy_penalty,
+    merged_linear,
+    nonlinear_operations,
+)
+from lossbook.methods.privacy_robustness.hyp_oc import (
+    HyperbolicHead,
+    hyp_oc_loss,
+    hyperbolic_pairwise_confusion,
+    pseudo_negatives,
+)
+from lossbook.methods.privacy_robustness.mtard import (
+    Balance,
+    BalancedLoss,
+    b_mtard,
+    balance_temperatures,
+    balance_weights,
+    start_balance,
+    teacher_divergence,
+    tempered_entropy,
+)
+from lossbook.methods.privacy_robustness.mutual_information_defense import (
+    MIDTree,
+    StochasticBottleneck,
+    bottleneck_information,
+    bottleneck_sample,
+    inversion_bound,
+    linear_gaussian_information,
+    linear_gaussian_mid,
+    linear_gaussian_shrinkage,
+    mid_kl,
+    mid_loss,
+    mid_tree,
+)
+from lossbook.methods.privacy_robustness.smoothinv import (
+    Inversion,
+    MaskedTrigger,
+    diffusion_step,
+    mask_inversion,
+    smooth_inversion,
+    smoothed_cross_entropy,
+    smoothed_gradient_bound,
+    smoothed_logits,
+)
+from lossbook.methods.privacy_robustness.smp_lora import (
+    MembershipAttacker,
+    attacker_loss,
+    mp_lora_loss,
+    smp_lora_loss,
+)
+from lossbook.methods.privacy_robustness.weighted_energy_adversarial import (
+    divergence_in_energies,
+    energy_weights,
+    joint_energy,
+    marginal_energy,
+    weat,
+)
 
-__all__ = public_names(globals())  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = [
+    "Balance",
+    "BalancedLoss",
+    "HyperbolicHead",
+    "Inversion",
+    "MIDTree",
+    "MaskedTrigger",
+    "MembershipAttacker",
+    "SpectralNormalisation",
+    "StochasticBottleneck",
+    "WeightNormalisation",
+    "attacker_loss",
+    "attention_entropy",
+    "b_mtard",
+    "balance_temperatures",
+    "balance_weights",
+    "bottleneck_information",
+    "bottleneck_sample",
+    "causal_attention",
+    "diffusion_step",
+    "divergence_in_energies",
+    "energy_weights",
+    "entropy_penalty",
+    "hyp_oc_loss",
+    "hyperbolic_pairwise_confusion",
+    "inversion_bound",
+    "joint_energy",
+    "linear_gaussian_information",
+    "linear_gaussian_mid",
+    "linear_gaussian_shrinkage",
+    "marginal_energy",
+    "mask_inversion",
+    "merged_linear",
+    "mid_kl",
+    "mid_loss",
+    "mid_tree",
+    "mp_lora_loss",
+    "nonlinear_operations",
+    "pseudo_negatives",
+    "smooth_inversion",
+    "smoothed_cross_entropy",
+    "smoothed_gradient_bound",
+    "smoothed_logits",
+    "smp_lora_loss",
+    "start_balance",
+    "teacher_divergence",
+    "tempered_entropy",
+    "weat",
+]

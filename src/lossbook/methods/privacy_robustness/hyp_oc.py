@@ -19,7 +19,7 @@ from lossbook.methods.poincare import (
     riemannian_gradient,
 )
 
-__all__ = ["HyperbolicHead", "hyp_oc", "hyperbolic_pairwise_confusion", "pseudo_negatives"]
+__all__ = ["HyperbolicHead", "hyp_oc_loss", "hyperbolic_pairwise_confusion", "pseudo_negatives"]
 
 Curvature = float | Float[Tensor, ""]
 
@@ -128,7 +128,7 @@ def hyperbolic_pairwise_confusion(
     return distances.sum() / len(points) if reduction == "mean" else reduce(distances, reduction)
 
 
-def hyp_oc(
+def hyp_oc_loss(
     points: Float[Tensor, "n d"],
     real_logits: Float[Tensor, "n 2"],
     pseudo_logits: Float[Tensor, "m 2"],
@@ -160,7 +160,7 @@ def hyp_oc(
     Examples:
         >>> points = torch.zeros(2, 4)
         >>> real, pseudo = torch.tensor([[3.0, 0.0], [3.0, 0.0]]), torch.tensor([[0.0, 3.0]])
-        >>> round(hyp_oc(points, real, pseudo).item(), 3)
+        >>> round(hyp_oc_loss(points, real, pseudo).item(), 3)
         0.049
     """
     confusion = number("confusion", confusion, least=0.0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lossbook.methods._validate import floating, number, positive, shaped, whole
 
-__all__ = ["MembershipAttacker", "attacker_loss", "mp_lora", "smp_lora"]
+__all__ = ["MembershipAttacker", "attacker_loss", "mp_lora_loss", "smp_lora_loss"]
 
 
 class MembershipAttacker(nn.Module):
@@ -117,7 +117,7 @@ def attacker_loss(
     return (members + F.softplus(_margin("other_logits", other_logits)).mean()) / 2
 
 
-def mp_lora(
+def mp_lora_loss(
     denoising_loss: Float[Tensor, ""], attacker_loss: Float[Tensor, ""], *, weight: float | Tensor = 1.0
 ) -> Float[Tensor, ""]:
     r"""Minimax loss: denoise well and make the attacker wrong, $\Psi=L-\alpha C$.
@@ -137,7 +137,7 @@ def mp_lora(
 
     Examples:
         >>> denoising, confusion = torch.tensor(0.2), torch.tensor(0.5)
-        >>> round(mp_lora(denoising, confusion, weight=0.1).item(), 3)
+        >>> round(mp_lora_loss(denoising, confusion, weight=0.1).item(), 3)
         0.15
     """
     loss, confusion = shaped("denoising_loss", denoising_loss, ""), shaped("attacker_loss", attacker_loss, "")
@@ -145,7 +145,7 @@ def mp_lora(
     return loss - weight * confusion
 
 
-def smp_lora(
+def smp_lora_loss(
     denoising_loss: Float[Tensor, ""],
     attacker_loss: Float[Tensor, ""],
     *,
@@ -156,7 +156,7 @@ def smp_lora(
     r"""Stable minimax loss: the same aims as a ratio, $\Phi=\dfrac{L}{\beta+\alpha C+\delta}$.
 
     It lies between 0 and $L/(\beta+\delta)$. Its gradient is $\frac1D(\nabla L-\alpha\Phi\nabla C)$ with $D$ the
-    denominator: that of `mp_lora` with weight $\alpha\Phi$, which fades as $L$ does, and a step shorter by $D$.
+    denominator: that of `mp_lora_loss` with weight $\alpha\Phi$, which fades as $L$ does, and a step shorter by $D$.
 
     Args:
         denoising_loss: $L$, at least 0.
@@ -173,7 +173,7 @@ def smp_lora(
 
     Examples:
         >>> denoising, confusion = torch.tensor(0.2), torch.tensor(1.0)
-        >>> round(smp_lora(denoising, confusion, weight=1.0, offset=1.0).item(), 3)
+        >>> round(smp_lora_loss(denoising, confusion, weight=1.0, offset=1.0).item(), 3)
         0.1
     """
     loss, confusion = shaped("denoising_loss", denoising_loss, ""), shaped("attacker_loss", attacker_loss, "")

@@ -34,8 +34,9 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 COMPOUND = (ast.If, ast.For, ast.While, ast.Try, ast.TryStar, ast.With, ast.Match)
 
-# The function by which a part takes up the names in `__all__` of all its modules, given its `globals()`.
-GATHERS = "methods._parts.public_names"
+# Conditions that never hold where a module is imported, and that always do.
+NEVER = {"__name__ == '__main__'", "'__main__' == __name__", "TYPE_CHECKING", "typing.TYPE_CHECKING"}
+ALWAYS = {"not TYPE_CHECKING", "not typing.TYPE_CHECKING"}
 # What gives modules by a name: fine with a constant, which is looked for among the modules.
 BY_NAME = {
     "builtins.__import__",
@@ -421,7 +422,7 @@ class _Module:
         except (SyntaxError, ValueError):
             # Importing it fails.
             whole, self.broken = ast.parse(""), True
-        self.body = [each for each in whole.body if not _stands_idle(each)]
+        self.body = list(_running(whole.body))
         # Statements by the names that they bind, and what imports bind.
         self.statements: dict[str, list[int]] = {}
         self.targets: dict[str, list[Chain]] = {}
@@ -451,29 +452,6 @@ class _Module:
         return name in self.statements or name in self.targets
 
     @functools.cached_property
-    def exported(self) -> frozenset[str] | None:
-        """What `__all__` lists; None if it is not a plain list."""
-        found: list[str] = []
-        for index in self.statements.get("__all__", ()):
-            try:
-                found += ast.literal_eval(getattr(self.body[index], "value", ""))
-            except (ValueError, TypeError):
-                return None
-        return frozenset(found) if "__all__" in self.statements else None
-
-    @functools.cached_property
-    def gathers(self) -> int | None:
-        """The statement by which it takes up the names of the modules in it."""
-        function = GATHERS.rpartition(".")[2]
-        for index, statement in enumerate(self.body):
-            if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Call):
-                chain, _ = _chain(statement.value.func)
-                targets = [target for name in chain[:1] for target in self.targets.get(name, ())]
-                if any(".".join(target).endswith(GATHERS) for target in targets) and chain == (function,):
-                    return index
-        return None
-
-    @functools.cached_property
     def used(self) -> set[str]:
         """All names that stand anywhere in it."""
         return {node.id for each in self.body for node in ast.walk(each) if isinstance(node, ast.Name)}
@@ -498,15 +476,13 @@ class _Bare(ast.NodeTransformer):
         return None if _is_text(node.value) else self.generic_visit(node)
 
 
-def _stands_idle(statement: ast.stmt) -> bool:
-    """Whether a statement is a text, or runs only if the module is a program."""
-    if isinstance(statement, ast.Expr):
-        return _is_text(statement.value)
-    return (
-        isinstance(statement, ast.If)
-        and not statement.orelse
-        and ast.unparse(statement.test) in ("__name__ == '__main__'", "'__main__' == __name__")
-    )
+def _running(statements: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements but texts and what runs only if the module is a program, or is for type checkers."""
+    for statement in statements:
+        if isinstance(statement, ast.If) and (test := ast.unparse(statement.test)) in NEVER | ALWAYS:
+            yield from _running(statement.body if test in ALWAYS else statement.orelse)
+        elif not (isinstance(statement, ast.Expr) and _is_text(statement.value)):
+            yield statement
 
 
 @functools.lru_cache(maxsize=1024)
@@ -624,12 +600,9 @@ class Library:
         module = self._read(node.module)
         indices = module.statements[node.name]
         found = module.uses(*indices)
-        if f"{self.name}.{GATHERS}" == str(node) or _loads_what_is_asked_for(module, node.name):
-            # What they import is known otherwise: all modules of the part, the module that is asked for.
-            found = _without_imports_by_name(found)
-        if module.gathers in indices:
-            # `globals()` is for the function that is given it.
-            found = _without(found, {"globals"})
+        if _loads_what_is_asked_for(module, node.name):
+            # What it imports is known otherwise: the module that is asked for. Others may be listed beside it.
+            found = _without_imports_by_name(_without(found, {"__all__"}))
         facts, labels, _ = self._resolved(module, found)
         # Where it stands among what else may have changed a value that it takes up.
         effects = self._effects(node.module)
@@ -647,16 +620,11 @@ class Library:
         module = self._read(node.module)
         effects = self._effects(node.module)
         found = module.uses(*effects)
-        if module.gathers is not None:
-            found = _without(found, {"globals"})
         facts, labels, _ = self._resolved(module, found)
         nodes = set(facts.nodes) | self._run_by_importing(module.imports)
         if package := node.module.rpartition(".")[0]:
             nodes.add(Node("import", package))
         nodes |= {Node("module", star) for star in module.stars if star in self._paths}
-        if module.gathers is not None:
-            # Their statements run; of what they define, only what is reached counts.
-            nodes |= {Node("import", each) for each in self._inside(node.module)}
         digest = _hash("\n".join([module.dump(*effects), *labels])) if effects else None
         if module.broken:
             digest = module.text
@@ -747,13 +715,6 @@ class Library:
         """The function of a module that is asked for names that it does not have."""
         return {Node("definition", module, "__getattr__")} if "__getattr__" in self._read(module).statements else set()
 
-    def _exporting(self, package: str, name: str) -> list[str]:
-        """The modules from which a gathering package takes a name."""
-        if self._read(package).gathers is None:
-            return []
-        exported = {each: self._read(each).exported for each in self._inside(package)}
-        return [each for each, names in exported.items() if names is not None and name in names]
-
     def _attribute(self, module: str, chain: Chain, seen: set[tuple[str, Chain]]) -> tuple[set[Node], set[str]]:
         """What `module.name` means, with further attributes."""
         if (module, chain) in seen:
@@ -775,9 +736,6 @@ class Library:
         for target in content.targets.get(name, ()):
             replaced |= ".".join(target[:-1]) == submodule and name not in content.statements
             add(self._follow((*target, *rest), seen))
-        for each in self._exporting(module, name):
-            replaced = True
-            add(self._attribute(each, chain, seen))
         if submodule in self._paths and not replaced:
             add(self._follow((submodule, *rest), seen))
             nodes |= self._asked(module)
