@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_losses_are_those_of_torchattacks():
 
 
 def test_any_function_is_a_loss():
-    start = attacks.random_start(X, draw(), epsilon=EPSILON)[0]
+    start = attacks.random_start(X, generator=draw(), epsilon=EPSILON)[0]
     named = {
         "cross_entropy": lambda z, y: F.cross_entropy(z, y, reduction="none"),
         "margin": attacks.logit_margin,
@@ -170,7 +171,7 @@ def test_linear_model_has_a_known_optimum():
 
 def test_random_starts_fill_the_ball():
     for norm in ("linf", "l2"):
-        start = attacks.random_start(X[:1], draw(), epsilon=0.5, norm=norm, restarts=4000).flatten(2)[:, 0]
+        start = attacks.random_start(X[:1], generator=draw(), epsilon=0.5, norm=norm, restarts=4000).flatten(2)[:, 0]
         radius = start.abs().amax(1) if norm == "linf" else start.norm(dim=1)
         # The radius to the power of the dimension is uniform.
         share = np.sort((radius / 0.5).numpy() ** 64)
@@ -246,7 +247,7 @@ def test_attacks_in_stacked_training(fitted):
 
 def test_training_against_attacks_has_the_gradient_of_a_fixed_example():
     model, x = trained(5)[0], X
-    start = attacks.random_start(x, draw(), epsilon=0.1)[0]
+    start = attacks.random_start(x, generator=draw(), epsilon=0.1)[0]
     parameters = {name: value.detach() for name, value in model.named_parameters()}
 
     def loss(parameters, found=None):
@@ -337,8 +338,32 @@ def test_square_takes_series_and_vectors():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"epsilon": 0.0}, "epsilon: expected a positive number, got 0.0"),
-        ({"epsilon": math.nan}, "epsilon: expected a positive number, got nan"),
+        ({"epsilon": -0.1}, "epsilon: expected a finite number of at least 0, got -0.1"),
+        ({"epsilon": math.nan}, "epsilon: expected a finite number of at least 0, got nan"),
+        ({"epsilon": math.inf}, "epsilon: expected a finite number of at least 0, got inf"),
+        ({"epsilon": torch.tensor(-0.1)}, "epsilon: expected a finite number of at least 0, got -0.1"),
+        ({"epsilon": torch.tensor([0.1])}, r"epsilon: .* got torch.float32 of shape \(1,\)"),
+        ({"epsilon": torch.tensor(1)}, r"epsilon: .* got torch.int64 of shape \(\)"),
+        ({"inputs": (255 * X).byte()}, "inputs: expected a floating-point tensor, got torch.uint8"),
+        ({"inputs": 4 * X - 2}, r"inputs: expected values within bounds=\(0.0, 1.0\), got -2 to 2"),
+        ({"inputs": math.nan * X}, "inputs: expected numbers, got NaN in 3840 of 3840 places"),
+        ({"targets": Y[:3]}, r"targets: expected shape \(60,\), one class for each example, got \(3,\)"),
+        (
+            {"targets": Y[:, None]},
+            r"targets: expected shape \(60, 1\), one class for each example, got \(60, 1\)|model: ",
+        ),
+        ({"targets": Y.float()}, "targets: expected whole numbers, got torch.float32"),
+        ({"targets": Y + 8}, "targets: expected numbers from 0 to 9, got 8 to 17"),
+        ({"targets": Y - 100}, "targets: expected numbers of at least 0, got -100 to -91"),
+        (
+            {"model": lambda x: x.flatten(1)[:, :1]},
+            r"model: expected logits of shape \(60, classes\), .* got \(60, 1\)",
+        ),
+        ({"model": lambda x: (x, x)}, r"model: expected logits of shape \(60, classes\), .* got tuple"),
+        (
+            {"loss": lambda z, y: F.cross_entropy(z, y)},
+            r"loss: expected shape \(60,\), one number for each .* got \(\)",
+        ),
         ({"steps": 0}, "steps: expected a whole number of at least 1, got 0"),
         ({"norm": "l1"}, "norm: expected 'linf' or 'l2', got 'l1'"),
         ({"loss": "ce"}, "loss: expected 'cross_entropy', 'margin', 'ratio', 'kl' or a function, got 'ce'"),
@@ -349,7 +374,6 @@ def test_square_takes_series_and_vectors():
         ({"bounds": (1.0, 0.0)}, "bounds: expected the lower before the higher"),
         ({"targets": None}, "targets: expected classes for the loss 'cross_entropy', got None"),
     ],
-    ids=["zero", "nan", "steps", "norm", "loss", "kl", "restarts", "shape", "both", "bounds", "targets"],
 )
 def test_bad_input_is_refused(options, message):
     for attack in (attacks.pgd, attacks.auto_pgd):
@@ -364,3 +388,268 @@ def test_other_bad_input_is_refused():
         attacks.square(MODEL, X, Y, epsilon=0.1, share=2, generator=draw())
     with pytest.raises(ValueError, match="targeted: expected False"):
         attacks.robust_accuracy(MODEL, X, Y, attacks.pgd, epsilon=0.1, targeted=True)
+    with pytest.raises(ValueError, match="step_size: expected a positive, finite number, got 0"):
+        attacks.pgd(MODEL, X, Y, epsilon=0.1, step_size=0)
+    with pytest.raises(ValueError, match=r"targets: expected shape \(60,\), one class for each example, got \(59,\)"):
+        attacks.robust_accuracy(MODEL, X, Y[:-1], attacks.pgd, epsilon=0.1)
+    with pytest.raises(
+        ValueError, match=r"attack: expected shape \(60, 1, 8, 8\), that of the inputs, got \(30, 1, 8, 8\)"
+    ):
+        attacks.robust_accuracy(MODEL, X, Y, lambda model, x, y, **_: x[:30])
+
+
+EVERY = {
+    **ATTACKS,
+    "ensemble": lambda **k: attacks.ensemble(generator=draw(), steps=4, queries=4, classes=2, **k).inputs,
+}
+
+
+@pytest.mark.parametrize("attack", EVERY)
+def test_every_attack_refuses_what_it_cannot_attack(attack):
+    for inputs, message in (
+        (4 * X - 2, r"inputs: expected values within bounds=\(0.0, 1.0\), got -2 to 2"),
+        ((255 * X).byte(), "inputs: expected a floating-point tensor, got torch.uint8"),
+        (X[:5], r"targets: expected shape \(5,\), one class for each example, got \(60,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            EVERY[attack](model=MODEL, inputs=inputs, targets=Y, epsilon=0.1)
+    with pytest.raises(ValueError, match="epsilon: expected a finite number of at least 0, got -0.1"):
+        EVERY[attack](model=MODEL, inputs=X, targets=Y, epsilon=torch.tensor(-0.1))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", EVERY)
+def test_no_radius_returns_the_inputs(attack, norm):
+    for nothing in (0, 0.0, torch.tensor(0.0), np.float32(0)):
+        assert torch.equal(EVERY[attack](model=MODEL, inputs=X, targets=Y, epsilon=nothing, norm=norm), X)
+
+
+@pytest.mark.parametrize("attack", EVERY)
+def test_a_radius_is_a_number_of_any_kind_and_targets_of_any_dtype(attack):
+    expected = EVERY[attack](model=MODEL, inputs=X, targets=Y, epsilon=0.125)
+    for radius, targets in ((np.float32(0.125), Y.to(torch.uint8)), (torch.tensor(0.125), Y.to(torch.int16))):
+        same(EVERY[attack](model=MODEL, inputs=X, targets=targets, epsilon=radius), expected)
+
+
+# Not a number
+
+
+def spoilt_beyond(limit):
+    """The model, with NaN for inputs whose sum exceeds their clean one by so much."""
+
+    def model(x):
+        logits = MODEL(x)
+        far = (x - X[: len(x)]).flatten(1).abs().sum(1) > limit
+        return torch.where(far[:, None], math.nan, logits)
+
+    return model
+
+
+NAN = r"model: expected logits, and a loss and its gradient, that are numbers, got NaN for \d+ of \d+ examples"
+
+
+@pytest.mark.parametrize("limit", [-1.0, 1e-6], ids=["always", "under attack"])
+@pytest.mark.parametrize("attack", EVERY)
+def test_a_model_that_answers_nan_is_not_robust(attack, limit):
+    model = spoilt_beyond(limit)
+
+    def moved(_, inputs, targets, **options):
+        return EVERY[attack](model=MODEL, inputs=inputs, targets=targets, **options)
+
+    if attack != "fgsm" or limit < 0:  # it does not ask the model what came of its one step; who counts does
+        with pytest.raises(ValueError, match=NAN):
+            EVERY[attack](model=model, inputs=X, targets=Y, epsilon=0.1)
+    with pytest.raises(ValueError, match=NAN):
+        attacks.robust_accuracy(model, X, Y, moved, epsilon=0.1)
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd", "auto_pgd", "ensemble"])
+def test_a_gradient_that_is_nan_does_not_stand_still(attack):
+    with pytest.raises(ValueError, match=NAN):
+        EVERY[attack](
+            model=lambda x: MODEL(x) + 0 * x.flatten(1)[:, :1].sqrt(), inputs=X.clamp(min=0), targets=Y, epsilon=0.1
+        )
+    with pytest.raises(ValueError, match="model: expected logits with a gradient by the inputs, got none"):
+        EVERY[attack](model=lambda x: MODEL(x).detach(), inputs=X, targets=Y, epsilon=0.1)
+
+
+def test_under_vmap_what_cannot_be_refused_comes_out_as_nan():
+    scale = torch.tensor([1.0, math.nan, 1.0])
+
+    def run(scale, epsilon):
+        return attacks.pgd(lambda x: scale * MODEL(x), X, Y, epsilon=epsilon, norm="l2", steps=3)
+
+    for scales, radii, bad in (
+        (scale, torch.full((3,), 0.5), [False, True, False]),
+        (torch.ones(3), torch.tensor([0.5, -0.5, 0.0]), [False, True, False]),
+    ):
+        found = torch.func.vmap(run)(scales, radii.double())
+        assert found.isnan().flatten(1).all(1).tolist() == found.isnan().flatten(1).any(1).tolist() == bad
+        same(found[0], attacks.pgd(MODEL, X, Y, epsilon=0.5, norm="l2", steps=3))
+
+    def share(scale):
+        return attacks.robust_accuracy(lambda x: scale * MODEL(x), X, Y, attacks.pgd, epsilon=0.0)
+
+    assert torch.func.vmap(share)(scale).tolist() == [lab.accuracy(MODEL(X), Y), 0, lab.accuracy(MODEL(X), Y)]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_under_vmap_inputs_outside_the_bounds_move_no_further_than_the_radius(norm):
+    inputs = torch.stack([6 * X - 3, X])
+    for attack in (attacks.pgd, partial(attacks.auto_pgd, steps=8)):
+        attack = partial(attack, MODEL, targets=Y, epsilon=0.1, norm=norm)
+        found = torch.func.vmap(attack)(inputs)
+        away = (found - inputs).flatten(2)
+        lengths = away.abs().amax(-1) if norm == "linf" else away.norm(dim=-1)
+        assert 0.05 < lengths[0].max() <= 0.1 + 1e-12 and lengths[1].max() <= 0.1 + 1e-12
+        # What lies outside is not moved further out.
+        assert (found[0][inputs[0] > 1] <= inputs[0][inputs[0] > 1]).all()
+        assert (found[0][inputs[0] < 0] >= inputs[0][inputs[0] < 0]).all()
+        same(found[1], attack(X))
+
+
+def test_a_start_outside_the_ball_is_cut_back():
+    start = torch.ones_like(X)
+    for attack in (attacks.pgd, attacks.auto_pgd):
+        found = attack(MODEL, X, Y, epsilon=0.1, start=start, steps=1)
+        assert (found - X).abs().max() <= 0.1 + 1e-12
+
+
+@pytest.mark.parametrize("attack", sorted(EVERY))
+def test_of_no_examples_there_are_no_adversarial_ones(attack, double):
+    for model, lead in ((MODEL, ()), (double, (3,))):
+        for norm in ("linf", "l2"):
+            found = EVERY[attack](model=model, inputs=X[:0], targets=Y[:0], epsilon=0.1, norm=norm)
+            assert found.shape == (*lead, 0, 1, 8, 8)
+
+
+def test_shares_of_no_examples_are_refused():
+    none = attacks.ensemble(MODEL, X[:0], Y[:0], epsilon=0.1, generator=draw(), steps=2, queries=2)
+    assert {name: len(each) for name, each in none.by.items()} == dict.fromkeys(none.by, 0)
+    for call in (none.robust_accuracy, lambda: attacks.robust_accuracy(MODEL, X[:0], Y[:0], attacks.pgd, epsilon=0.1)):
+        with pytest.raises(ValueError, match="inputs: expected examples, got none"):
+            call()
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30], ids=["tiny", "huge"])
+def test_l2_direction_does_not_depend_on_the_scale_of_the_gradient(scale):
+    """In float32 the square of 1e30 overflows, that of 1e-30 vanishes."""
+    model, x = trained(5)[0].float(), X.float()
+    for attack in (attacks.pgd, attacks.auto_pgd):
+        options = {"epsilon": 0.5, "norm": "l2", "steps": 3, "loss": "margin"}
+        expected = attack(model, x, Y, **options)
+        found = attack(lambda x: scale * model(x), x, Y, **options)
+        assert ((expected - x).flatten(1).norm(dim=1) > 0.4).all()
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+class Classic(torch.autograd.Function):
+    """The square as a function with a backward pass of its own, in the form that torch.func does not take."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        (x,) = ctx.saved_tensors
+        return 2 * x * gradient
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = MODEL
+
+    def forward(self, x):
+        return self.inner(x.square())
+
+
+class WithFunction(Plain):
+    def forward(self, x):
+        return self.inner(Classic.apply(x))
+
+
+class WithCheckpoint(Plain):
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+
+class WithGradient(Plain):
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            # The gradient of a third of the cube is the square.
+            (square,) = torch.autograd.grad((x**3).sum() / 3, x, create_graph=True)
+            return self.inner(square)
+
+
+@pytest.mark.parametrize("kind", [WithFunction, WithCheckpoint, WithGradient])
+@pytest.mark.parametrize("attack", sorted(EVERY))
+def test_models_that_torch_func_does_not_take(attack, kind):
+    options = {"inputs": X, "targets": Y, "epsilon": EPSILON}
+    same(EVERY[attack](model=kind(), **options), EVERY[attack](model=Plain(), **options))
+
+
+def test_no_gradient_reaches_or_leaves_parameters():
+    model = trained(5)[0]
+    for value in model.parameters():
+        value.grad = None
+    attacks.ensemble(model, X, Y, epsilon=0.1, generator=draw(), steps=2, queries=2)
+    assert all(value.grad is None and value.requires_grad for value in model.parameters())
+
+
+def test_attacks_in_inference_mode():
+    expected = attacks.pgd(MODEL, X, Y, epsilon=EPSILON)
+    with torch.inference_mode():
+        same(attacks.pgd(MODEL, X.clone(), Y.clone(), epsilon=EPSILON), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("attack", sorted(EVERY))
+def test_half_precision(attack, dtype):
+    model, x = trained(20)[0].to(dtype), X.to(dtype)
+    found = EVERY[attack](model=model, inputs=x, targets=Y, epsilon=EPSILON)
+    assert found.dtype == dtype and (found - x).abs().max() <= EPSILON + 0.01
+    assert lab.accuracy(model(found), Y) < lab.accuracy(model(x), Y)
+
+
+# The targeted ratio
+
+
+def test_targeted_ratio_is_that_of_torchattacks():
+    logits = torch.randn(50, 10, generator=draw(), dtype=torch.float64)
+    targets, goals = torch.randint(10, (2, 50), generator=draw())
+    theirs = APGDT(MODEL)
+    theirs.y_target = goals
+    ours = attacks.targeted_logit_ratio(logits, targets, goals)
+    same(ours, theirs.dlr_loss_targeted(logits, targets, goals))
+    top = logits.sort(1, descending=True).values
+    rows = torch.arange(50)
+    gap = logits[rows, targets] - logits[rows, goals]
+    same(ours, -gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2))
+    same(attacks.targeted_logit_ratio(3 * logits + 7, targets, goals), ours)
+    with pytest.raises(ValueError, match="logits: expected at least four classes, got 3"):
+        attacks.targeted_logit_ratio(logits[:, :3], targets % 3, goals % 3)
+    with pytest.raises(ValueError, match=r"goals: expected shape \(50,\)"):
+        attacks.targeted_logit_ratio(logits, targets, goals[:4])
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_ensemble_raises_the_targeted_ratio_from_four_classes_on(classes, monkeypatch):
+    losses = []
+    ascend = attacks.auto_pgd
+    monkeypatch.setattr(attacks, "auto_pgd", lambda *a, loss, **k: losses.append(loss) or ascend(*a, loss=loss, **k))
+    y = Y % classes
+    attacks.ensemble(lambda x: MODEL(x)[:, :classes], X, y, epsilon=0.1, generator=draw(), steps=2, queries=0)
+    targeted = [loss for loss in losses if callable(loss)]
+    assert len(targeted) == classes - 1
+    logits = MODEL(X)[:, :classes].detach()
+    goal = logits.scatter(1, y[:, None], -math.inf).argmax(1)
+    gap = (logits.gather(1, goal[:, None]) - logits.gather(1, y[:, None]))[:, 0]
+    expected = gap if classes < 4 else attacks.targeted_logit_ratio(logits, y, goal)
+    same(targeted[0](logits, y), expected)

@@ -53,15 +53,15 @@ test_networks_on_any_device = on_any_device(
 test_attacks_on_any_device = on_any_device(
     partial(attacks.logit_margin, torch.randn(4, 3), CLASSES),
     partial(attacks.logit_ratio, torch.randn(4, 3), CLASSES),
-    partial(attacks.random_start, PICTURES, DRAW, epsilon=0.1, norm="l2", restarts=2),
+    partial(attacks.random_start, PICTURES, generator=DRAW, epsilon=0.1, norm="l2", restarts=2),
     partial(attacks.fgsm, NETWORK, PICTURES, CLASSES, epsilon=0.1),
     partial(attacks.pgd, NETWORK, PICTURES, epsilon=0.1, loss="kl", steps=2, start=0.01 * PICTURES),
     partial(attacks.pgd, NETWORK, PICTURES, CLASSES, epsilon=0.1, norm="l2", loss="ratio", steps=2),
     partial(attacks.pgd, NETWORK, PICTURES, CLASSES, epsilon=0.1, steps=2, restarts=2, generator=DRAW),
     partial(attacks.auto_pgd, NETWORK, PICTURES, CLASSES, epsilon=0.1, steps=6, loss="margin"),
     partial(attacks.square, NETWORK, PICTURES, CLASSES, epsilon=0.1, queries=3, generator=DRAW),
-    only_on_cpu(
-        "inputs are checked to lie within their bounds",
+    partial(attacks.targeted_logit_ratio, torch.randn(4, 5), CLASSES, CLASSES + 1),
+    partial(
         attacks.ensemble,
         NETWORK,
         PICTURES,

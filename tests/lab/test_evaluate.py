@@ -87,7 +87,7 @@ def test_targets_are_whole_numbers_of_any_dtype(dtype):
     ("logits", "targets", "message"),
     [
         (torch.tensor([[0.0, math.nan]]), torch.tensor([0]), "logits: expected numbers, got NaN in 1 of 2 places"),
-        (torch.zeros(0, 2), torch.zeros(0).long(), "logits: expected at least one of rows, got none"),
+        (torch.zeros(0, 2), torch.zeros(0).long(), "logits: expected rows, got none"),
         (torch.zeros(3, 1), torch.zeros(3).long(), "logits: expected at least two classes, got 1"),
         (torch.zeros(3, 2).long(), torch.zeros(3).long(), "logits: expected a floating-point tensor, got torch.int64"),
         (torch.zeros(3, 2), torch.zeros(3, 1).long(), r"targets: expected shape \(3,\), .* got \(3, 1\)"),
@@ -123,7 +123,7 @@ def test_judges_name_what_does_not_fit(judge):
             (train[0], train[1][:, None], test),
             r"targets: expected shape \(30,\), one class for each row, got \(30, 1\)",
         ),
-        ((*train, (test[0][:0], test[1][:0])), "tests: expected at least one of rows, got none"),
+        ((*train, (test[0][:0], test[1][:0])), "tests: expected rows, got none"),
     ):
         with pytest.raises(ValueError, match=message):
             judge(*sets)

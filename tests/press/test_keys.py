@@ -243,7 +243,7 @@ EDITS = {
     "new function": ("lab/fitting.py", "def grid(", "def other(x=1):\n    return x\n\n\ndef grid(", none, none),
     "docstring": ("lab/fitting.py", '"""Train all runs together', '"""Fit all runs together', none, none),
     "comment": ("lab/fitting.py", "# No run's loss", "# No one's loss", none, none),
-    "pgd": ("lab/attacks.py", "    rate = 2.5 * epsilon / steps if step_size is None else step_size\n    with _attack(model, inputs, targets) as aim:\n        begin = _starts(", "    rate = 2.0 * epsilon / steps if step_size is None else step_size\n    with _attack(model, inputs, targets) as aim:\n        begin = _starts(", names("pgd"), none),
+    "pgd": ("lab/attacks.py", "    rate = 2.5 * epsilon / steps", "    rate = 2.0 * epsilon / steps", names("pgd"), none),
     "fit": ("lab/fitting.py", "watch.finish(leaves)", "watch.finish(leaves[:])", names("fit"), names("learned_attack", "fit_decoders", "attack_auc", "judge_attack")),
     "default": ("lab/fitting.py", "clip_norm: float | None = None", "clip_norm: float | None = 1.0", names("fit"), names("learned_attack", "fit_decoders", "attack_auc", "judge_attack")),
     "constant": ("lab/fitting.py", "NOISE_STEPS = 16", "NOISE_STEPS = 32", names("fit"), names("learned_attack", "fit_decoders", "attack_auc", "judge_attack")),

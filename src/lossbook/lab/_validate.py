@@ -18,7 +18,7 @@ NAN = math.nan
 def transformed() -> bool:
     """Whether torch.func transforms what runs now: autograd can't be asked for gradients there."""
     try:
-        torch.empty(0).requires_grad_()
+        torch.empty(()).requires_grad_()
     except RuntimeError:
         return True
     return False
@@ -55,10 +55,10 @@ def spoilt(values: Tensor, *causes: Tensor) -> Tensor:
     return values
 
 
-def some(name: str, count: int, what: str = "examples") -> None:
+def some(name: str, count: int, what: str) -> None:
     """ValueError if there is nothing to take a mean of."""
     if not count:
-        raise ValueError(f"{name}: expected at least one of {what}, got none")
+        raise ValueError(f"{name}: expected {what}, got none")
 
 
 def shape(name: str, value: Tensor, expected: tuple[int, ...], of: str) -> None:
@@ -67,7 +67,7 @@ def shape(name: str, value: Tensor, expected: tuple[int, ...], of: str) -> None:
         raise ValueError(f"{name}: expected shape {tuple(expected)}, {of}, got {tuple(value.shape)}")
 
 
-def classes(name: str, value: Any, number: int | None = None) -> Tensor:
+def class_numbers(name: str, value: Any, number: int | None = None) -> Tensor:
     """Whole numbers of any dtype, as int64; from 0 on, and below a number of classes if there is one."""
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
@@ -122,3 +122,12 @@ def share(name: str, value: float) -> None:
     """ValueError unless the number lies between 0 and 1."""
     if not 0 < value < 1:
         raise ValueError(f"{name}: expected a number between 0 and 1, got {value}")
+
+
+def largest(logits: Tensor, targets: Tensor) -> Tensor:
+    """Whether the target's logit is above every other: the rule by which all of the bench counts what is right.
+
+    Compared, not subtracted, since infinities are numbers like any other. A NaN is above nothing, and nothing above it.
+    """
+    place = targets[..., None]
+    return logits.gather(-1, place)[..., 0] > logits.scatter(-1, place, -torch.inf).amax(-1)

@@ -1,6 +1,11 @@
 """Adversarial examples within a ball around the inputs, and the accuracy that is left under attack.
 
 All attacks take leading dimensions as they come: `(n, ...)` of a module, `(runs, n, ...)` of all runs of a `Fitted`.
+Of no examples they make none; a share of none is refused. The model may use whatever autograd can differentiate:
+functions of its own, checkpoints (not reentrant ones), gradients. torch.func is used under torch.func alone.
+
+A model that answers with NaN has not withstood anything: that is a ValueError, and under `vmap`, where nothing can be
+raised, its adversarial inputs are NaN.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,9 +15,21 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 
+from lossbook.lab._validate import (
+    class_numbers,
+    largest,
+    number,
+    real,
+    refuted,
+    shape,
+    some,
+    spoilt,
+    transformed,
+    whole,
+)
 from lossbook.lab.fitting import Fitted
 
 __all__ = [
@@ -26,6 +43,7 @@ __all__ = [
     "random_start",
     "robust_accuracy",
     "square",
+    "targeted_logit_ratio",
 ]
 
 Norm = Literal["linf", "l2"]
@@ -37,8 +55,11 @@ Attackable = nn.Module | Fitted | Callable[[Tensor], Tensor]
 LOSSES = ("cross_entropy", "margin", "ratio", "kl")
 
 
-def logit_margin(logits: Float[Tensor, "*n k"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def logit_margin(logits: Float[Tensor, "*n k"], targets: Integer[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     r"""By how much the strongest other class exceeds the target: $\max_{k\ne y}z_k-z_y$, positive for an error.
+
+    Raises:
+        ValueError: for fewer than two classes, or targets of another shape, dtype or range.
 
     Source:
         Carlini and Wagner (2017), arXiv:1608.04644.
@@ -48,11 +69,10 @@ def logit_margin(logits: Float[Tensor, "*n k"], targets: Int[Tensor, "*n"]) -> F
         >>> attacks.logit_margin(logits, targets)  # the second is an error
         tensor([-1.,  2.])
     """
-    own = F.one_hot(targets, logits.shape[-1]).bool()
-    return logits.masked_fill(own, -torch.inf).amax(-1) - logits.gather(-1, targets[..., None])[..., 0]
+    return _margin(logits, _fitting(logits, targets, least=2))
 
 
-def logit_ratio(logits: Float[Tensor, "*n k"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
+def logit_ratio(logits: Float[Tensor, "*n k"], targets: Integer[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     r"""Difference-of-logits ratio, the margin in units that neither a shift nor a scale of the logits changes.
 
     $$\frac{\max_{k\ne y}z_k-z_y}{z_{\pi_1}-z_{\pi_3}}$$
@@ -60,7 +80,7 @@ def logit_ratio(logits: Float[Tensor, "*n k"], targets: Int[Tensor, "*n"]) -> Fl
     with $\pi$ the classes in falling order of their logits; at least three of them.
 
     Raises:
-        ValueError: for fewer than three classes.
+        ValueError: for fewer than three classes, or targets of another shape, dtype or range.
 
     Source:
         Croce and Hein (2020), arXiv:2003.01690, equation 6.
@@ -70,38 +90,73 @@ def logit_ratio(logits: Float[Tensor, "*n k"], targets: Int[Tensor, "*n"]) -> Fl
         >>> attacks.logit_ratio(logits, targets).round(decimals=3)
         tensor([-0.5000,  1.0000])
     """
-    if logits.shape[-1] < 3:
-        raise ValueError(f"logits: expected at least three classes, got {logits.shape[-1]}")
-    top = logits.topk(3, -1).values
-    return logit_margin(logits, targets) / (top[..., 0] - top[..., 2] + 1e-12)
+    return _ratio(logits, _fitting(logits, targets, least=3))
+
+
+def targeted_logit_ratio(
+    logits: Float[Tensor, "*n k"], targets: Integer[Tensor, "*n"], goals: Integer[Tensor, "*n"]
+) -> Float[Tensor, "*n"]:
+    r"""By how much another class exceeds the target, in units that neither a shift nor a scale of the logits changes.
+
+    $$-\frac{z_y-z_t}{z_{\pi_1}-\frac12(z_{\pi_3}+z_{\pi_4})}$$
+
+    with $t$ the goal and $\pi$ the classes in falling order of their logits; at least four of them. An attack raises it
+    to get from the target to the goal.
+
+    Raises:
+        ValueError: for fewer than four classes, or targets or goals of another shape, dtype or range.
+
+    Source:
+        Croce and Hein (2020), arXiv:2003.01690, equation 7.
+
+    Examples:
+        >>> logits, target, goal = torch.tensor([[2.0, 1.0, 0.0, 0.0]]), *torch.tensor([[0], [1]])
+        >>> attacks.targeted_logit_ratio(logits, target, goal)
+        tensor([-0.5000])
+    """
+    targets, goals = (
+        _fitting(logits, each, least=4, name=name) for name, each in (("targets", targets), ("goals", goals))
+    )
+    return _towards(logits, targets, goals)
 
 
 def random_start(
-    inputs: Float[Tensor, "*n"], generator: torch.Generator, *, epsilon: float, norm: Norm = "linf", restarts: int = 1
+    inputs: Float[Tensor, "*n"],
+    *,
+    epsilon: float | Tensor,
+    generator: torch.Generator,
+    norm: Norm = "linf",
+    restarts: int = 1,
 ) -> Float[Tensor, "restarts *n"]:
     """Perturbations `(restarts, n, ...)` drawn evenly from the ball, for inputs `(n, ...)`.
 
+    Raises:
+        ValueError: for inputs that are not floating-point, a negative radius, another norm, or no restarts.
+
     Examples:
         >>> inputs, generator = torch.zeros(5, 1, 8, 8), torch.Generator().manual_seed(0)
-        >>> start = attacks.random_start(inputs, generator, epsilon=0.1, restarts=2)
+        >>> start = attacks.random_start(inputs, epsilon=0.1, generator=generator, restarts=2)
         >>> start.shape, bool(start.abs().max() <= 0.1)
         (torch.Size([2, 5, 1, 8, 8]), True)
     """
+    real("inputs", inputs)
+    epsilon, restarts = number("epsilon", epsilon), whole("restarts", restarts)
+    _check_norm(norm)
     options: dict[str, Any] = {"generator": generator, "device": generator.device, "dtype": inputs.dtype}
-    shape = (restarts, *inputs.shape)
+    size = (restarts, *inputs.shape)
     if norm == "linf":
-        drawn = epsilon * (2 * torch.rand(shape, **options) - 1)
+        drawn = 2 * torch.rand(size, **options) - 1
     else:
-        away = torch.randn(shape, **options).flatten(2)
-        radius = epsilon * torch.rand(*shape[:2], 1, **options) ** (1 / away.shape[2])
-        drawn = (radius * F.normalize(away, dim=2)).view(shape)
-    return drawn.to(inputs.device)
+        away = _flat(torch.randn(size, **options), 2)
+        radius = torch.rand(*size[:2], 1, **options) ** (1 / away.shape[2])
+        drawn = (radius * F.normalize(away, dim=2)).view(size)
+    return epsilon * drawn.to(inputs.device)
 
 
 def fgsm(
     model: Attackable,
     inputs: Float[Tensor, "..."],
-    targets: Int[Tensor, "..."],
+    targets: Integer[Tensor, "..."],
     *,
     epsilon: float | Tensor,
     norm: Norm = "linf",
@@ -109,7 +164,7 @@ def fgsm(
     targeted: bool = False,
     bounds: Bounds = (0.0, 1.0),
 ) -> Float[Tensor, "..."]:
-    """Fast gradient sign method: one step of the length of the radius. Arguments as of `pgd`.
+    """Fast gradient sign method: one step of the length of the radius. Arguments and errors as of `pgd`.
 
     Source:
         Goodfellow, Shlens and Szegedy (2015), arXiv:1412.6572.
@@ -120,13 +175,14 @@ def fgsm(
         tensor([[0.5000, 0.6000]])
     """
     options: dict[str, Any] = {"norm": norm, "loss": loss, "targeted": targeted, "bounds": bounds}
-    return pgd(model, inputs, targets, epsilon=epsilon, steps=1, step_size=epsilon, **options)
+    # Its one step, of two and a half radii, is cut back to one.
+    return pgd(model, inputs, targets, epsilon=epsilon, steps=1, **options)
 
 
 def pgd(
     model: Attackable,
     inputs: Float[Tensor, "..."],
-    targets: Int[Tensor, "..."] | None = None,
+    targets: Integer[Tensor, "..."] | None = None,
     *,
     epsilon: float | Tensor,
     steps: int = 10,
@@ -144,14 +200,15 @@ def pgd(
     $$x^*\leftarrow\Pi\bigl[x^*+\alpha\,\mathrm{sign}\,\nabla_{x^*}\ell\bigr]$$
 
     in the L-infinity norm; in L2 the gradient is divided by its length. Each example is attacked by itself. Under
-    `vmap`, as in the loss of `lab.fit`, pass `start`; no gradient flows to the parameters.
+    `vmap`, as in the loss of `lab.fit`, pass `start`; no gradient flows to the parameters. There inputs outside the
+    bounds, which can't be refused, are moved by no more than the radius either, and not away from the bounds.
 
     Args:
         model: a module (put into evaluation mode meanwhile), all runs of a `Fitted`, or a function such as
             `fitting.Model`.
         inputs: `(n, ...)`; of a `Fitted` these are the same for all runs, or `(runs, n, ...)` along with such targets.
         targets: classes `(n,)`; not needed by the loss "kl".
-        epsilon: radius of the ball.
+        epsilon: radius of the ball, a number or a floating-point tensor without dimensions; 0 returns the inputs.
         steps: how many.
         step_size: $\alpha$; by default $2.5\,\epsilon$ over the number of steps.
         norm: of the ball.
@@ -159,7 +216,7 @@ def pgd(
             $\mathrm{KL}(p(\cdot|x)\|p(\cdot|x^*))$ from the clean prediction, as in TRADES), or a function of logits
             and targets that returns a number for each example. It is raised.
         targeted: targets are classes to be reached: the loss is lowered.
-        start: perturbation to begin with, of the shape of the inputs; none by default.
+        start: perturbation to begin with, of the shape of the inputs, cut back to the ball; none by default.
         restarts: how many random starts, drawn from `generator`, where one is given. Of several results the one
             with the largest margin is kept, so that an example is fooled if any start fools it.
         generator: of the random starts.
@@ -169,8 +226,9 @@ def pgd(
         Adversarial inputs, `(n, ...)` or `(runs, n, ...)`.
 
     Raises:
-        ValueError: for values outside these ranges, a start along with a generator, or the loss "kl" without either,
-            since its gradient vanishes at the inputs.
+        ValueError: for values outside these ranges, inputs that are not floating-point or not within the bounds, as
+            many targets as there are not inputs, a model that answers with NaN or without gradient, a start along with
+            a generator, or the loss "kl" without either, since its gradient vanishes at the inputs.
 
     Source:
         Madry et al. (2018), arXiv:1706.06083; the loss "kl": Zhang et al. (2019), arXiv:1901.08573.
@@ -181,28 +239,27 @@ def pgd(
         >>> found.argmax(1), bool((found - inputs).abs().max() < 0.1001)
         (tensor([1]), True)
     """
-    _check(epsilon=epsilon, steps=steps, norm=norm, loss=loss, targets=targets, bounds=bounds, restarts=restarts)
+    epsilon = _check(inputs, targets, epsilon, bounds, norm=norm, loss=loss, steps=steps, restarts=restarts)
     _check_start(loss, start, restarts, generator)
+    step_size = None if step_size is None else number("step_size", step_size, positive=True)
     rate = 2.5 * epsilon / steps if step_size is None else step_size
     with _attack(model, inputs, targets) as aim:
-        begin = _starts(aim, inputs, start, generator, epsilon, norm, restarts)
+        ball = aim.ball(epsilon, norm, bounds)
         results = []
-        for perturbation in begin:
-            found = (aim.inputs + perturbation).clamp(*bounds)
+        for found in _starts(aim, ball, inputs, start, generator, restarts):
             for _ in range(steps):
                 gradient = aim.look(found, loss, targeted).gradient
-                moved = found + rate * _unit(gradient, norm, aim.lead)
-                found = _projected(moved, aim.inputs, epsilon, norm, bounds, aim.lead)
+                found = ball.projected(found + rate * ball.unit(gradient))
             results.append(found)
-        return aim.given_back(_best(aim, results, targeted))
+        return aim.returned(_best(aim, results, targeted))
 
 
 def auto_pgd(
     model: Attackable,
     inputs: Float[Tensor, "..."],
-    targets: Int[Tensor, "..."],
+    targets: Integer[Tensor, "..."],
     *,
-    epsilon: float,
+    epsilon: float | Tensor,
     steps: int = 100,
     norm: Norm = "linf",
     loss: Loss = "cross_entropy",
@@ -216,7 +273,7 @@ def auto_pgd(
 
     The first step is twice the radius. At checkpoints, which follow each other ever faster, the step is halved, and
     the search goes back to the best point so far, if fewer than three quarters of the steps since the last checkpoint
-    raised the loss, or if neither step nor best loss changed. Arguments as of `pgd`.
+    raised the loss, or if neither step nor best loss changed. Arguments and errors as of `pgd`.
 
     Returns:
         For each example a point that is misclassified, if any was met, else the one with the highest loss.
@@ -229,23 +286,21 @@ def auto_pgd(
         >>> attacks.auto_pgd(model, inputs, torch.tensor([0]), epsilon=0.1, steps=10).argmax(1)
         tensor([1])
     """
-    _check(epsilon=epsilon, steps=steps, norm=norm, loss=loss, targets=targets, bounds=bounds, restarts=restarts)
+    epsilon = _check(inputs, targets, epsilon, bounds, norm=norm, loss=loss, steps=steps, restarts=restarts)
     _check_start(loss, start, restarts, generator)
     with _attack(model, inputs, targets) as aim:
-        begin = _starts(aim, inputs, start, generator, epsilon, norm, restarts)
-        results = [
-            _halving(aim, (aim.inputs + each).clamp(*bounds), epsilon, steps, norm, loss, targeted, bounds)
-            for each in begin
-        ]
-        return aim.given_back(_best(aim, results, targeted))
+        ball = aim.ball(epsilon, norm, bounds)
+        begin = _starts(aim, ball, inputs, start, generator, restarts)
+        results = [_halving(aim, ball, each, steps, loss, targeted) for each in begin]
+        return aim.returned(_best(aim, results, targeted))
 
 
 def square(
     model: Attackable,
     inputs: Float[Tensor, "..."],
-    targets: Int[Tensor, "..."],
+    targets: Integer[Tensor, "..."],
     *,
-    epsilon: float,
+    epsilon: float | Tensor,
     queries: int = 500,
     share: float = 0.3,
     norm: Norm = "linf",
@@ -272,6 +327,9 @@ def square(
     Returns:
         The inputs with the largest margin met.
 
+    Raises:
+        ValueError: as `pgd`; a gradient is not needed.
+
     Source:
         Andriushchenko et al. (2020), arXiv:1912.00049.
 
@@ -281,13 +339,13 @@ def square(
         >>> model(attacks.square(model, images, torch.tensor([0]), **options)).argmax(1)
         tensor([1])
     """
-    _check(epsilon=epsilon, steps=queries, norm=norm, loss="margin", targets=targets, bounds=bounds, restarts=1)
+    epsilon = _check(inputs, targets, epsilon, bounds, norm=norm, loss="margin", queries=queries)
     if not 0 < share <= 1:
         raise ValueError(f"share: expected a number above 0 and at most 1, got {share}")
     with _attack(model, inputs, targets) as aim:
-        clean = aim.inputs
-        shape = clean.shape[aim.lead :]
-        channels, height, width = (1,) * (3 - len(shape)) + tuple(shape)
+        clean, ball = aim.inputs, aim.ball(epsilon, norm, bounds)
+        size = clean.shape[aim.lead :]
+        channels, height, width = (1,) * (3 - len(size)) + tuple(size)
         examples = clean.shape[aim.lead - 1]
         options: dict[str, Any] = {"generator": generator, "device": generator.device}
         amplitude = epsilon if norm == "linf" else epsilon / (channels * height * width) ** 0.5
@@ -295,31 +353,31 @@ def square(
         def proposal(*corner_sides: int) -> Tensor:
             """A square of ±1 in each of the images, 0 elsewhere; sides of the square."""
             sign = 2.0 * torch.randint(0, 2, (examples, channels, 1, 1), **options) - 1
-            for dim, (size, side) in enumerate(zip((height, width), corner_sides, strict=True), start=2):
-                corner = torch.randint(0, size - side + 1, (examples, 1, 1, 1), **options)
-                place = torch.arange(size, device=generator.device).view([-1 if d == dim else 1 for d in range(4)])
+            for dim, (length, side) in enumerate(zip((height, width), corner_sides, strict=True), start=2):
+                corner = torch.randint(0, length - side + 1, (examples, 1, 1, 1), **options)
+                place = torch.arange(length, device=generator.device).view([-1 if d == dim else 1 for d in range(4)])
                 sign = sign * ((place >= corner) & (place < corner + side))
-            return sign.view(examples, *shape).to(clean)
+            return sign.view(examples, *size).to(clean)
 
         stripes = 2.0 * torch.randint(0, 2, (examples, channels, 1, width), **options) - 1
-        stripes = stripes.expand(-1, -1, height, -1).reshape(examples, *shape).to(clean)
-        best = _projected(clean + amplitude * stripes, clean, epsilon, norm, bounds, aim.lead)
-        margin = logit_margin(aim.call(best), aim.targets)
+        stripes = stripes.expand(-1, -1, height, -1).reshape(examples, *size).to(clean)
+        best = ball.projected(clean + amplitude * stripes)
+        margin = _margin(aim.logits(best), aim.targets)
         for query in range(queries - 1):
             side = (_area(query / queries, share) * height * width) ** 0.5
-            sides = [max(1, min(round(side), size)) for size in (height, width)]
+            sides = [max(1, min(round(side), length)) for length in (height, width)]
             change = proposal(*sides)
             moved = (
                 torch.where(change == 0, best, clean + amplitude * change)
                 if norm == "linf"
                 else (best + 2 * amplitude * change)
             )
-            moved = _projected(moved, clean, epsilon, norm, bounds, aim.lead)
-            reached = logit_margin(aim.call(moved), aim.targets)
+            moved = ball.projected(moved)
+            reached = _margin(aim.logits(moved), aim.targets)
             better = reached > margin
             best = torch.where(_wide(better, best), moved, best)
             margin = torch.where(better, reached, margin)
-        return aim.given_back(best)
+        return aim.returned(best)
 
 
 @dataclass(frozen=True)
@@ -344,16 +402,17 @@ class Attacked:
     by: dict[str, Bool[Tensor, "..."]] = field(repr=False)
 
     def robust_accuracy(self) -> Float[Tensor, "*runs"]:
-        """Share of examples that no attack got wrong."""
+        """Share of examples that no attack got wrong; ValueError if there are none."""
+        some("inputs", self.success.shape[-1], "examples")
         return 1 - self.success.double().mean(-1)
 
 
 def ensemble(
     model: Attackable,
     inputs: Float[Tensor, "..."],
-    targets: Int[Tensor, "..."],
+    targets: Integer[Tensor, "..."],
     *,
-    epsilon: float,
+    epsilon: float | Tensor,
     generator: torch.Generator,
     norm: Norm = "linf",
     steps: int = 100,
@@ -364,8 +423,9 @@ def ensemble(
 ) -> Attacked:
     """Several attacks that fail for different reasons; an example counts as robust if it withstands all.
 
-    `auto_pgd` on cross-entropy, on the ratio of logits and on the margin, then towards each other class in turn, and
-    `square`. This follows AutoAttack, without its minimum-norm attack.
+    `auto_pgd` on cross-entropy, on the ratio of logits and on the margin, then towards each other class in turn by
+    `targeted_logit_ratio`, with fewer than four classes by the difference of the two logits, and `square`. This follows
+    AutoAttack, without its minimum-norm attack.
 
     Args:
         model: as of `pgd`.
@@ -381,7 +441,7 @@ def ensemble(
         bounds: lowest and highest value of an input.
 
     Raises:
-        ValueError: if an input lies outside the bounds.
+        ValueError: as `pgd`.
 
     Source:
         After Croce and Hein (2020), arXiv:2003.01690.
@@ -393,21 +453,21 @@ def ensemble(
         >>> list(found.by), found.robust_accuracy().item()
         (['clean', 'cross_entropy', 'ratio', 'margin', 'targeted', 'square'], 0.0)
     """
-    _check_inside(inputs, bounds)
+    epsilon = _check(inputs, targets, epsilon, bounds, norm=norm, loss="margin", steps=steps, restarts=restarts)
+    queries = whole("queries", queries, least=0)
     with _attack(model, inputs, targets) as aim:
-        clean = aim.call(aim.inputs)
-        fooled = logit_margin(clean, aim.targets) >= 0
+        clean = aim.logits(aim.inputs)
+        fooled = ~largest(clean, aim.targets)
         by, found = {"clean": fooled}, aim.inputs
         others = clean.shape[-1] - 1
-        asked = others if classes is None else min(classes, others)
-        own = F.one_hot(aim.targets, others + 1).bool()
-        ranked = clean.masked_fill(own, -torch.inf).topk(asked, -1).indices
+        asked = others if classes is None else min(whole("classes", classes, least=0), others)
+        ranked = clean.scatter(-1, aim.targets[..., None], -torch.inf).topk(asked, -1).indices
         options: dict[str, Any] = {"epsilon": epsilon, "norm": norm, "bounds": bounds, "generator": generator}
         ascent = {**options, "steps": steps, "restarts": restarts}
 
         def seen(name: str, adversarial: Tensor) -> None:
             nonlocal found, fooled
-            wrong = logit_margin(aim.call(adversarial), aim.targets) >= 0
+            wrong = ~largest(aim.logits(adversarial), aim.targets)
             found = torch.where(_wide(wrong & ~fooled, found), adversarial, found)
             by[name] = by[name] | wrong if name in by else wrong
             fooled = fooled | wrong
@@ -424,14 +484,14 @@ def ensemble(
         if queries:
             seen("square", square(aim.call, aim.inputs, aim.targets, queries=queries, **options))
         return Attacked(
-            aim.given_back(found), aim.given_back(fooled), {name: aim.given_back(each) for name, each in by.items()}
+            aim.returned(found), aim.returned(fooled), {name: aim.returned(each) for name, each in by.items()}
         )
 
 
 def robust_accuracy(
     model: Attackable,
     inputs: Float[Tensor, "n ..."],
-    targets: Int[Tensor, " n"],
+    targets: Integer[Tensor, " n"],
     attack: Callable[..., Tensor | Attacked] = ensemble,
     *,
     batch_size: int = 512,
@@ -452,7 +512,7 @@ def robust_accuracy(
         options: of the attack, `epsilon` above all.
 
     Raises:
-        ValueError: if an input lies outside the bounds, or the attack is aimed at classes (`targeted`).
+        ValueError: as `pgd`, for no examples, or if the attack is aimed at classes (`targeted`).
 
     Examples:
         >>> inputs, targets = torch.tensor([[0.6, 0.5], [0.9, 0.1]]), torch.tensor([0, 0])
@@ -460,7 +520,9 @@ def robust_accuracy(
         >>> attacks.robust_accuracy(model, inputs, targets, attacks.pgd, epsilon=0.1).item()
         0.5
     """
-    _check_inside(inputs, bounds)
+    batch_size = whole("batch_size", batch_size)
+    shape("targets", targets, inputs.shape[:1], "one class for each example")
+    some("inputs", len(inputs), "examples")
     if options.get("targeted"):
         raise ValueError("targeted: expected False, since accuracy counts any error, got True")
     kept = []
@@ -468,8 +530,9 @@ def robust_accuracy(
         found = attack(model, chunk, classes, bounds=bounds, **options)
         adversarial = found.inputs if isinstance(found, Attacked) else found
         with _attack(model, chunk, classes) as aim:
-            right = [logit_margin(aim.call(each), aim.targets) < 0 for each in (aim.inputs, adversarial.to(aim.inputs))]
-            kept.append(aim.given_back(right[0] & right[1]))
+            shape("attack", adversarial, aim.inputs.shape, "that of the inputs")
+            right = [largest(aim.logits(each), aim.targets) for each in (aim.inputs, adversarial.to(aim.inputs))]
+            kept.append(aim.returned(right[0] & right[1]))
     return torch.cat(kept, -1).double().mean(-1)
 
 
@@ -485,43 +548,132 @@ class _Look:
     logits: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Aim:
-    """The attacked function with its inputs, whose first `lead` dimensions count examples."""
+    """The attacked function with its inputs, whose first `lead` dimensions count examples.
+
+    Attributes:
+        clean: logarithm of the clean prediction, once it was needed.
+        bad: of which examples logits, loss or gradient were not a number so far.
+    """
 
     call: Callable[[Tensor], Tensor]
     inputs: Tensor
     targets: Tensor
     lead: int
     home: torch.device
-    clean: list[Tensor] = field(default_factory=list)
+    clean: Tensor | None = None
+    bad: Tensor | None = None
+
+    def ball(self, epsilon: float | Tensor, norm: Norm, bounds: Bounds) -> "_Ball":
+        """Where this attack may go."""
+        low, high = self.inputs.clamp(max=bounds[0]), self.inputs.clamp(min=bounds[1])
+        radius = torch.as_tensor(epsilon, dtype=self.inputs.dtype, device=self.inputs.device)
+        return _Ball(self.inputs, self.lead, radius, norm, low, high)
+
+    def logits(self, at: Tensor) -> Tensor:
+        """What the model says; it is remembered where that is not a number."""
+        logits = self._asked(at)
+        self._watch(logits.isnan().any(-1))
+        return logits
 
     def look(self, at: Tensor, loss: Loss, targeted: bool) -> _Look:
         """Gradient, by the inputs, of the loss that is to be raised."""
         measure = self._measure(loss)
 
         def total(inputs: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            logits = self.call(inputs)
+            logits = self._asked(inputs)
             values = -measure(logits) if targeted else measure(logits)
+            shape("loss", values, self.targets.shape, "one number for each example")
             return values.sum(), (values, logits)
 
-        gradient, (_, (value, logits)) = torch.func.grad_and_value(total, has_aux=True)(at)
+        if transformed():
+            gradient, (_, (value, logits)) = torch.func.grad_and_value(total, has_aux=True)(at)
+        else:
+            # Examples do not depend on each other: the gradient of the sum is all gradients.
+            with torch.enable_grad():
+                at = at.detach().requires_grad_()
+                summed, (value, logits) = total(at)
+            gradient = torch.autograd.grad(summed, at, allow_unused=True)[0] if summed.requires_grad else None
+            if gradient is None:
+                raise ValueError(
+                    "model: expected logits with a gradient by the inputs, got none (`square` does not need one)"
+                )
+            value, logits = value.detach(), logits.detach()
+        self._watch(logits.isnan().any(-1) | value.isnan() | _flat(gradient, self.lead).isnan().any(-1))
         return _Look(gradient, value, logits)
 
-    def given_back(self, value: Tensor) -> Tensor:
-        """On the device that the inputs came from."""
+    def returned(self, value: Tensor) -> Tensor:
+        """On the device that the inputs came from, unless something was not a number."""
+        if self.bad is not None:
+            if refuted(~self.bad):
+                raise ValueError(
+                    "model: expected logits, and a loss and its gradient, that are numbers, "
+                    f"got NaN for {int(self.bad.sum())} of {self.bad.numel()} examples"
+                )
+            if value.is_floating_point():
+                value = spoilt(value, _wide(self.bad, value))
         return value.to(self.home)
+
+    def _asked(self, at: Tensor) -> Tensor:
+        logits = self.call(at)
+        if not isinstance(logits, Tensor) or logits.shape[:-1] != self.targets.shape or logits.shape[-1] < 2:
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            wanted = ", ".join(map(str, (*self.targets.shape, "classes")))
+            raise ValueError(f"model: expected logits of shape ({wanted}), two classes or more, got {got}")
+        if self.bad is None:
+            class_numbers("targets", self.targets, logits.shape[-1])
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def _watch(self, bad: Tensor) -> None:
+        self.bad = bad if self.bad is None else self.bad | bad
 
     def _measure(self, loss: Loss) -> Callable[[Tensor], Tensor]:
         if loss == "kl":
-            if not self.clean:
-                self.clean.append(self.call(self.inputs).log_softmax(-1))
-            reference = self.clean[0]
+            if self.clean is None:
+                self.clean = self.logits(self.inputs).log_softmax(-1)
+            reference = self.clean
             return lambda logits: (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1)
         if loss == "cross_entropy":
             return lambda logits: -logits.log_softmax(-1).gather(-1, self.targets[..., None])[..., 0]
-        function = {"margin": logit_margin, "ratio": logit_ratio}[loss] if isinstance(loss, str) else loss
+        function = {"margin": _margin, "ratio": _ratio}[loss] if isinstance(loss, str) else loss
         return lambda logits: function(logits, self.targets)
+
+
+@dataclass(frozen=True)
+class _Ball:
+    """Where an attack may go: no further than a radius from the centre, whose first `lead` dimensions count examples.
+
+    Attributes:
+        low, high: the bounds. A centre that is outside, which can't be refused under `vmap`, may stay where it is.
+    """
+
+    centre: Tensor
+    lead: int
+    epsilon: Tensor
+    norm: Norm
+    low: Tensor
+    high: Tensor
+
+    def projected(self, values: Tensor) -> Tensor:
+        """Into the ball, then into the bounds; the second leads towards the centre, so it does not leave the ball."""
+        away = values - self.centre
+        if self.norm == "linf":
+            away = away.clamp(-self.epsilon, self.epsilon)
+        else:
+            length = torch.linalg.vector_norm(_flat(away, self.lead), dim=-1)
+            away = away * _wide(torch.where(length <= self.epsilon, 1, self.epsilon / length), away)
+        return (self.centre + away).clamp(self.low, self.high).to(self.centre)
+
+    def unit(self, gradient: Tensor) -> Tensor:
+        """The steepest direction of length 1, whatever the gradient's scale: its largest entry is divided out first."""
+        if self.norm == "linf":
+            return gradient.sign()
+        gradient = gradient.clamp(*(sign * torch.finfo(gradient.dtype).max for sign in (-1, 1)))
+        top = _flat(gradient, self.lead).abs().amax(-1)
+        scaled = gradient / _wide(torch.where(top > 0, top, 1), gradient)
+        length = torch.linalg.vector_norm(_flat(scaled, self.lead), dim=-1)
+        return scaled / _wide(torch.where(length > 0, length, 1), gradient)
 
 
 @contextmanager
@@ -538,27 +690,41 @@ def _attack(model: Attackable, inputs: Tensor, targets: Tensor | None) -> Iterat
         modes = {module: module.training for module in model.modules()}
         model.eval()
     try:
-        with torch.no_grad():
-            inputs = inputs.detach()
+        with torch.inference_mode(False), torch.no_grad():
+            # What was made in inference mode can't be differentiated, its copy can.
+            inputs = inputs.clone() if inputs.is_inference() else inputs.detach()
             if targets is None:
                 targets = call(inputs).argmax(-1)
             assert targets is not None
-            yield _Aim(call, inputs, targets.to(inputs.device), targets.ndim, home)
+            targets = targets.clone() if targets.is_inference() else targets
+            shape("targets", targets, inputs.shape[: targets.ndim], "one class for each example")
+            yield _Aim(call, inputs, class_numbers("targets", targets).to(inputs.device), targets.ndim, home)
     finally:
         for module, training in modes.items():
             module.training = training
 
 
-def _starts(aim: _Aim, inputs, start, generator, epsilon, norm, restarts) -> list[Tensor]:
+def _starts(
+    aim: _Aim,
+    ball: _Ball,
+    inputs: Tensor,
+    start: Tensor | None,
+    generator: torch.Generator | None,
+    restarts: int,
+) -> list[Tensor]:
+    """The points where the search begins."""
     if generator is not None:
         # Drawn for the examples, not for the runs: what a run meets does not depend on the others.
         examples = aim.inputs[(0,) * (aim.lead - 1)]
-        return list(random_start(examples, generator, epsilon=float(epsilon), norm=norm, restarts=restarts))
-    if start is None:
-        return [torch.zeros_like(aim.inputs)]
-    if start.shape not in (inputs.shape, aim.inputs.shape):
-        raise ValueError(f"start: expected the inputs' shape {tuple(inputs.shape)}, got {tuple(start.shape)}")
-    return [start.to(aim.inputs.device)]
+        options: dict[str, Any] = {"epsilon": ball.epsilon, "norm": ball.norm, "restarts": restarts}
+        begin = [*random_start(examples, generator=generator, **options)]
+    elif start is None:
+        return [aim.inputs]
+    else:
+        if start.shape not in (inputs.shape, aim.inputs.shape):
+            raise ValueError(f"start: expected the inputs' shape {tuple(inputs.shape)}, got {tuple(start.shape)}")
+        begin = [real("start", start).detach().to(aim.inputs)]
+    return [ball.projected(aim.inputs + each) for each in begin]
 
 
 def _best(aim: _Aim, results: list[Tensor], targeted: bool) -> Tensor:
@@ -567,36 +733,33 @@ def _best(aim: _Aim, results: list[Tensor], targeted: bool) -> Tensor:
     if len(results) == 1:
         return best
     sign = -1 if targeted else 1
-    margin = sign * logit_margin(aim.call(best), aim.targets)
+    margin = sign * _margin(aim.logits(best), aim.targets)
     for other in results[1:]:
-        reached = sign * logit_margin(aim.call(other), aim.targets)
+        reached = sign * _margin(aim.logits(other), aim.targets)
         best = torch.where(_wide(reached > margin, best), other, best)
         margin = torch.maximum(margin, reached)
     return best
 
 
-def _halving(aim: _Aim, begin, epsilon, steps, norm, loss, targeted, bounds) -> Tensor:
-    sign = -1 if targeted else 1
-
+def _halving(aim: _Aim, ball: _Ball, begin: Tensor, steps: int, loss: Loss, targeted: bool) -> Tensor:
     def wins(logits: Tensor) -> Tensor:
-        margin = sign * logit_margin(logits, aim.targets)
         # A tie is an error, and no target reached.
-        return margin > 0 if targeted else margin >= 0
+        right = largest(logits, aim.targets)
+        return right if targeted else ~right
 
     look = aim.look(begin, loss, targeted)
     here, before, gradient, value = begin, begin, look.gradient, look.value
     best, best_gradient, best_value = here, gradient, value
     winner, won = here, wins(look.logits)
-    step = torch.full_like(value, 2.0) * epsilon
+    step = 2.0 * ball.epsilon * torch.ones_like(value, dtype=begin.dtype)
     rises = torch.zeros_like(value)
     value_then, halved_then = best_value, torch.ones_like(won)
     checkpoints, since = _checkpoints(steps), 0
     for index in range(steps):
         momentum = 0.25 if index else 0.0
-        moved = here + _wide(step, here) * _unit(gradient, norm, aim.lead)
-        moved = _projected(moved, aim.inputs, epsilon, norm, bounds, aim.lead)
+        moved = ball.projected(here + _wide(step, here) * ball.unit(gradient))
         moved = here + (1 - momentum) * (moved - here) + momentum * (here - before)
-        before, here = here, _projected(moved, aim.inputs, epsilon, norm, bounds, aim.lead)
+        before, here = here, ball.projected(moved)
         look = aim.look(here, loss, targeted)
         rises, value, gradient = rises + (look.value > value), look.value, look.gradient
         now = wins(look.logits)
@@ -633,9 +796,37 @@ def _area(done: float, share: float) -> float:
     return share / 2 ** sum(done > time for time in times)
 
 
-def _towards(logits: Tensor, targets: Tensor, goal: Tensor) -> Tensor:
-    """How far the goal's logit exceeds the target's."""
-    return (logits.gather(-1, goal[..., None]) - logits.gather(-1, targets[..., None]))[..., 0]
+def _fitting(logits: Tensor, targets: Tensor, *, least: int, name: str = "targets") -> Tensor:
+    """The targets in int64, checked against the logits, which have at least so many classes."""
+    if logits.shape[-1] < least:
+        words = {2: "two", 3: "three", 4: "four"}
+        raise ValueError(f"logits: expected at least {words[least]} classes, got {logits.shape[-1]}")
+    shape(name, targets, logits.shape[:-1], "one class for each row of the logits")
+    return class_numbers(name, targets, logits.shape[-1]).to(logits.device)
+
+
+def _logit(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(-1, classes[..., None])[..., 0]
+
+
+def _margin(logits: Tensor, targets: Tensor) -> Tensor:
+    """`logit_margin` of what was checked before."""
+    return logits.scatter(-1, targets[..., None], -torch.inf).amax(-1) - _logit(logits, targets)
+
+
+def _ratio(logits: Tensor, targets: Tensor) -> Tensor:
+    """`logit_ratio` of what was checked before."""
+    top = logits.topk(3, -1).values
+    return _margin(logits, targets) / (top[..., 0] - top[..., 2] + 1e-12)
+
+
+def _towards(logits: Tensor, targets: Tensor, goals: Tensor) -> Tensor:
+    """`targeted_logit_ratio` of what was checked before; with fewer than four classes the difference of logits."""
+    gap = _logit(logits, goals) - _logit(logits, targets)
+    if logits.shape[-1] < 4:
+        return gap
+    top = logits.topk(4, -1).values
+    return gap / (top[..., 0] - (top[..., 2] + top[..., 3]) / 2 + 1e-12)
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:
@@ -643,38 +834,42 @@ def _wide(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(values.shape + (1,) * (like.ndim - values.ndim))
 
 
-def _unit(gradient: Tensor, norm: Norm, lead: int) -> Tensor:
-    """The steepest direction of length 1."""
-    if norm == "linf":
-        return gradient.sign()
-    length = gradient.flatten(lead).norm(dim=-1)
-    return gradient / _wide(length.clamp(min=torch.finfo(gradient.dtype).tiny), gradient)
+def _flat(values: Tensor, lead: int) -> Tensor:
+    """Each example in a row, one of a single number too."""
+    return values[..., None].flatten(lead)
 
 
-def _projected(values: Tensor, centre: Tensor, epsilon, norm: Norm, bounds: Bounds, lead: int) -> Tensor:
-    """Into the ball, then into the bounds; the second does not leave the ball, whose centre is within the bounds."""
-    away = values - centre
-    if norm == "linf":
-        away = away.clamp(-epsilon, epsilon)
-    else:
-        away = away * _wide(epsilon / away.flatten(lead).norm(dim=-1).clamp(min=epsilon), away)
-    return (centre + away).clamp(*bounds)
-
-
-def _check(*, epsilon, steps, norm, loss, targets, bounds, restarts) -> None:
-    if not isinstance(epsilon, Tensor) and not epsilon > 0:
-        raise ValueError(f"epsilon: expected a positive number, got {epsilon}")
-    for name, value in (("steps", steps), ("restarts", restarts)):
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected a whole number of at least 1, got {value!r}")
-    if norm not in ("linf", "l2"):
-        raise ValueError(f"norm: expected 'linf' or 'l2', got {norm!r}")
+def _check(
+    inputs: Tensor,
+    targets: Tensor | None,
+    epsilon: float | Tensor,
+    bounds: Bounds,
+    *,
+    norm: Norm,
+    loss: Loss,
+    **counts: int,
+) -> float | Tensor:
+    """The radius, once all is as it must be."""
+    epsilon = number("epsilon", epsilon)
+    for name, value in counts.items():
+        whole(name, value)
+    _check_norm(norm)
     if not callable(loss) and loss not in LOSSES:
         raise ValueError(f"loss: expected {', '.join(map(repr, LOSSES))} or a function, got {loss!r}")
     if targets is None and loss != "kl":
         raise ValueError(f"targets: expected classes for the loss {loss!r}, got None")
     if not bounds[0] < bounds[1]:
         raise ValueError(f"bounds: expected the lower before the higher, got {bounds}")
+    real("inputs", inputs)
+    if refuted((inputs >= bounds[0]) & (inputs <= bounds[1])):
+        low, high = inputs.min().item(), inputs.max().item()
+        raise ValueError(f"inputs: expected values within bounds={bounds}, got {low:g} to {high:g}")
+    return epsilon
+
+
+def _check_norm(norm: str) -> None:
+    if norm not in ("linf", "l2"):
+        raise ValueError(f"norm: expected 'linf' or 'l2', got {norm!r}")
 
 
 def _check_start(loss, start, restarts, generator) -> None:
@@ -684,9 +879,3 @@ def _check_start(loss, start, restarts, generator) -> None:
         raise ValueError(f"generator: expected one, to draw {restarts} starts from, got None")
     if loss == "kl" and start is None and generator is None:
         raise ValueError("start: expected one, or a generator: the gradient of 'kl' vanishes at the inputs, got None")
-
-
-def _check_inside(inputs: Shaped[Tensor, "..."], bounds: Bounds) -> None:
-    low, high = inputs.min().item(), inputs.max().item()
-    if low < bounds[0] or high > bounds[1]:
-        raise ValueError(f"inputs: expected values within bounds={bounds}, got {low:g} to {high:g}")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from lossbook.lab._validate import classes, real, shape, some, spoilt, whole
+from lossbook.lab._validate import class_numbers, largest, real, shape, some, spoilt, whole
 
 __all__ = [
     "accuracies",
@@ -38,9 +38,7 @@ def correct(logits: Float[Tensor, "*n k"], targets: Integer[Tensor, "*n"]) -> Bo
     if logits.shape[-1] < 2:
         raise ValueError(f"logits: expected at least two classes, got {logits.shape[-1]}")
     shape("targets", targets, logits.shape[:-1], "one class for each row of the logits")
-    place = classes("targets", targets, logits.shape[-1]).to(logits.device)[..., None]
-    # Compared, not subtracted: infinities are numbers like any other. A NaN is above nothing, and nothing above it.
-    return logits.gather(-1, place)[..., 0] > logits.scatter(-1, place, -torch.inf).amax(-1)
+    return largest(logits, class_numbers("targets", targets, logits.shape[-1]).to(logits.device))
 
 
 def accuracy(logits: Float[Tensor, "*runs n k"], targets: Integer[Tensor, " n"]) -> Float[Tensor, "*runs"]:
@@ -180,6 +178,6 @@ def _arrays(
         shape(names[1], y, (len(x),), "one class for each row")
         # NumPy has no bfloat16.
         x = x.float() if x.dtype == torch.bfloat16 else x
-        return x.detach().cpu().numpy(), classes(names[1], y).cpu().numpy()
+        return x.detach().cpu().numpy(), class_numbers(names[1], y).cpu().numpy()
 
     return arrays(("features", "targets"), features, targets), [arrays(("tests", "tests"), *each) for each in tests]
