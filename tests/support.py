@@ -10,6 +10,9 @@ from types import ModuleType
 import jaxtyping
 import pytest
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @contextmanager
@@ -100,3 +103,27 @@ def agree(ours, theirs, inputs, tolerance=1e-10):
     gradients = (torch.autograd.grad(loss.sum(), inputs) for loss in (ours, theirs))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+class Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that an operator returns, forward and backward."""
+
+    size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.size = max([self.size, *(value.numel() for value in tree_leaves(result) if isinstance(value, Tensor))])
+        return result
+
+
+def in_blocks(loss, inputs, *, most: int):
+    """Check that `loss(rows=...)` has the value and gradients of the whole, and holds at most so many numbers at once.
+
+    The whole must hold more: the bound could not fail otherwise.
+    """
+    for rows in (1, 3, 100):
+        agree(loss(rows=rows), loss(rows=None), inputs, tolerance=1e-12)
+    for rows in (None, 3):
+        with Largest() as largest:
+            torch.autograd.grad(loss(rows=rows).sum(), inputs)
+        assert (largest.size <= most) == (rows is not None), f"{largest.size} numbers with rows={rows}"

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from devices import on_any_device
 from pytorch_metric_learning.losses import NTXentLoss
-from support import agree, mapped_is_one_by_one, one_graph, pair, rejects, unhooked
+from support import agree, in_blocks, mapped_is_one_by_one, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import diagonal_cross_entropy, info_nce, nt_xent, two_view_terms
 from lossbook.methods.similarities import cosine_similarity
@@ -204,6 +204,177 @@ def test_a_group_is_left_out_of_the_negatives():
     rejects(info_nce, x, y, groups=torch.zeros(6), names="groups")
 
 
+# Labels, more keys than queries ----------------------------------------------------------------------
+
+LABELS = torch.tensor([3, -1, 3, 0, -1, 3, 7, 0])
+
+
+def by_terms(x, y, positive, negative, temperature=0.1):
+    """One term for each positive pair, its denominator in full."""
+    logits = F.normalize(x) @ F.normalize(y).T / temperature
+    return [
+        -F.log_softmax(torch.cat([logits[i, p : p + 1], logits[i, negative[i]]]), 0)[0] for i, p in positive.nonzero()
+    ]
+
+
+@pytest.mark.parametrize("temperature", [0.07, 0.5])
+@pytest.mark.parametrize("labels", [LABELS, LABELS.clamp(max=0), torch.arange(8) // 2], ids=["mixed", "two", "pairs"])
+@pytest.mark.parametrize("views", ["one set", "pooled", "queries and keys"])
+def test_labels_agree_with_pytorch_metric_learning(labels, views, temperature):
+    x, y = pair()
+    theirs = NTXentLoss(temperature)
+    if views == "one set":
+        for ours in (nt_xent, info_nce):
+            agree(ours(x, labels=labels, temperature=temperature), theirs(x, labels), (x,), tolerance=1e-8)
+    elif views == "pooled":
+        pooled = theirs(torch.cat([x, y]), labels.repeat(2))
+        agree(nt_xent(x, y, labels=labels, temperature=temperature), pooled, (x, y), tolerance=1e-8)
+    else:
+        apart = theirs(x, labels, ref_emb=y, ref_labels=labels.clone())
+        agree(info_nce(x, y, labels=labels, temperature=temperature), apart, (x, y), tolerance=1e-8)
+
+
+def test_labels_are_their_definition():
+    x, _ = pair()
+    same, itself = LABELS[:, None] == LABELS, torch.eye(8, dtype=torch.bool)
+    terms = torch.stack(by_terms(x, x, same & ~itself, ~same))
+    agree(nt_xent(x, labels=LABELS), terms.mean(), (x,))
+    torch.testing.assert_close(nt_xent(x, labels=LABELS, reduction="sum"), terms.sum())
+    each = nt_xent(x, labels=LABELS, reduction="none")
+    assert each.shape == (8,) and each[6] == 0  # the only one of its class
+    torch.testing.assert_close(each.sum(), terms.sum())
+
+
+def test_labels_of_their_own_are_no_labels():
+    x, y = pair()
+    agree(nt_xent(x, y, labels=torch.arange(8)), nt_xent(x, y), (x, y), tolerance=1e-12)
+    for symmetric in (False, True):
+        agree(info_nce(x, y, labels=torch.arange(8), symmetric=symmetric), info_nce(x, y, symmetric=symmetric), (x, y))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64])
+def test_queries_and_keys_with_labels_of_each(symmetric, dtype):
+    (x, _), (y, more) = pair(5), pair(9, seed=1)
+    labels, key_labels = torch.tensor([0, 1, 1, 2, 4]), torch.tensor([1, 0, 3, 0, 1, 2, 5, 5, 1])
+    same = labels[:, None] == key_labels
+    expected = torch.stack(by_terms(x, torch.cat([y, more]), same, F.pad(~same, (0, 9), value=True)))
+    if symmetric:
+        back = torch.stack(by_terms(y, x, same.T, ~same.T))
+        order = (
+            same.nonzero()[:, 0] + 5 * same.nonzero()[:, 1]
+        )  # terms by query and key, those of `back` by key and query
+        expected = (expected + back[order.argsort().argsort()]) / 2
+    settings = {"labels": labels.to(dtype), "key_labels": key_labels.to(dtype), "symmetric": symmetric}
+    agree(info_nce(x, y, negatives=more, **settings), expected.mean(), (x, y, more))
+    each = info_nce(x, y, negatives=more, reduction="none", **settings)
+    torch.testing.assert_close(each, torch.zeros(5).double().index_add(0, same.nonzero()[:, 0], expected))
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("rows", [None, 2])
+def test_positions_of_positives(symmetric, rows):
+    (x, _), (y, more) = pair(4), pair(9, seed=1)
+    places = torch.tensor([7, 0, 3, 4])
+    logits = F.normalize(x) @ F.normalize(torch.cat([y, more])).T / 0.1
+    expected = F.cross_entropy(logits, places, reduction="none")
+    if symmetric:
+        expected = (expected + F.cross_entropy(logits.T[places], torch.arange(4), reduction="none")) / 2
+    ours = info_nce(x, y, positives=places, negatives=more, symmetric=symmetric, rows=rows, reduction="none")
+    agree(ours, expected, (x, y, more))
+
+
+def test_all_keys_beside_positions_are_one_call_for_many_ranks():
+    # As every rank calls it that has a share of the queries and the keys of all.
+    x, y = pair()
+    shares = [info_nce(x[i : i + 4], y, positives=i + torch.arange(4)) for i in (0, 4)]
+    agree(sum(shares) / 2, info_nce(x, y), (x, y), tolerance=1e-12)
+
+
+def test_extra_negatives_are_keys_of_nobody():
+    (x, y), (more, _) = pair(), pair(5, seed=1)
+    labels = torch.arange(8)
+    theirs = NTXentLoss(0.1)(x, labels, ref_emb=torch.cat([y, more]), ref_labels=torch.arange(13))
+    agree(info_nce(x, y, negatives=more), theirs, (x, y, more), tolerance=1e-8)
+    everyone = torch.cat([torch.cat([labels, labels]), 8 + torch.arange(5)])
+    views = torch.cat([x, y])
+    same = (everyone[:16, None] == everyone) & ~torch.eye(16, 21, dtype=torch.bool)
+    terms = by_terms(views, torch.cat([views, more]), same, everyone[:16, None] != everyone)
+    agree(nt_xent(x, y, negatives=more), torch.stack(terms).mean(), (x, y, more))
+    agree(nt_xent(x, y, negatives=more, labels=labels), nt_xent(x, y, negatives=more), (x, y, more))
+
+
+@pytest.mark.parametrize("labels", [torch.arange(8), torch.zeros(8, dtype=torch.long)], ids=["no pair", "no negative"])
+@pytest.mark.parametrize("rows", [None, 3])
+@pytest.mark.parametrize("loss", [info_nce, nt_xent])
+def test_without_a_pair_or_a_negative_there_is_nothing_to_learn(loss, labels, rows):
+    x, _ = pair()
+    value = loss(x, labels=labels, rows=rows)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert value.item() == pytest.approx(0, abs=1e-15) and not gradient.abs().max()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_gradcheck_with_labels(symmetric):
+    (x, y), (more, _) = pair(4, 3), pair(2, 3, seed=1)
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([0, 1, 0, 2])
+
+    def loss(x, y, more, t):
+        return info_nce(x, y, labels=labels, negatives=more, temperature=t, symmetric=symmetric, rows=3)
+
+    assert torch.autograd.gradcheck(loss, (x, y, more, temperature))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y, more, t, **k: info_nce(x, y, temperature=t, symmetric=True, **k),
+        lambda x, y, more, t, **k: info_nce(x, y, negatives=more, groups=torch.arange(60) // 2, temperature=t, **k),
+        lambda x, y, more, t, **k: info_nce(x, y, labels=torch.arange(60) // 7, symmetric=True, temperature=t, **k),
+        lambda x, y, more, t, **k: info_nce(x, labels=torch.arange(60) // 7, negatives=y, temperature=t, **k),
+        lambda x, y, more, t, **k: nt_xent(x, y, temperature=t, **k),
+        lambda x, y, more, t, **k: nt_xent(x, y, labels=torch.arange(60) // 7, negatives=more, temperature=t, **k),
+    ],
+)
+def test_blocks_are_the_whole_in_little_memory(loss):
+    (x, y), (more, _) = pair(60, 4), pair(20, 4, seed=1)
+    temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    in_blocks(
+        lambda rows: loss(x, y, more, temperature, rows=rows, reduction="none"), (x, y, temperature), most=60 * 20
+    )
+
+
+def test_labels_and_keys_that_do_not_fit_are_refused():
+    x, y = pair()
+    more = torch.ones(3, 4)
+    rejects(info_nce, x, names="keys")
+    rejects(nt_xent, x, names="second")
+    rejects(info_nce, x, y[:5], names="keys")
+    rejects(info_nce, x, y, negatives=more, names="negatives")
+    rejects(info_nce, x, y, positives=LABELS[:5].abs(), names="positives")
+    rejects(info_nce, x, y, labels=LABELS, positives=LABELS, names="positives")
+    rejects(info_nce, x, y, labels=LABELS, groups=LABELS, names="groups")
+    rejects(info_nce, x, labels=LABELS, key_labels=LABELS, names="key_labels")
+    rejects(info_nce, x, y, key_labels=LABELS, names="key_labels")
+    rejects(info_nce, x, y, labels=LABELS, key_labels=LABELS[:5], names="key_labels")
+    rejects(nt_xent, x, y, labels=LABELS[:5], names="labels")
+    rejects(nt_xent, x, labels=LABELS.double(), names="labels")
+    rejects(nt_xent, x, labels=LABELS.to("meta"), names="labels")
+
+
+def test_a_place_that_is_none_gives_no_number():
+    x, y = pair()
+    assert info_nce(x, y, positives=torch.full((8,), 8)).isnan()
+
+
+def test_labels_compile_without_graph_breaks():
+    x, y = pair()
+    loss = unhooked("lossbook.methods.contrastive.infonce").nt_xent
+    compiled = one_graph(loss, backward=True)
+    agree(compiled(x, y, labels=LABELS, temperature=0.2), nt_xent(x, y, labels=LABELS, temperature=0.2), (x, y))
+
+
 # NT-Xent -------------------------------------------------------------------------------------------
 
 
@@ -239,7 +410,9 @@ def test_nt_xent_gradcheck_and_one_pair():
 GROUPS = torch.tensor([0, 1, 1, 2, 3, 0])
 
 
-@pytest.mark.parametrize("function", [nt_xent, lambda x, y: info_nce(x, y, groups=GROUPS)], ids=["nt_xent", "info_nce"])
+@pytest.mark.parametrize(
+    "function", [nt_xent, lambda x, y: info_nce(x, y, groups=GROUPS), lambda x, y: nt_xent(x, y, labels=GROUPS)]
+)
 def test_mapped_is_one_by_one(function):
     mapped_is_one_by_one(function)
 
@@ -248,6 +421,9 @@ test_on_any_device = on_any_device(
     partial(diagonal_cross_entropy, torch.eye(4), symmetric=True),
     partial(info_nce, *pair(), temperature=torch.tensor(0.1), symmetric=True, groups=torch.arange(8) // 2),
     partial(info_nce, *pair(), symmetric=True, rows=3, groups=torch.arange(8) // 2),
+    partial(info_nce, *pair(), labels=LABELS, key_labels=LABELS, negatives=pair()[0], symmetric=True),
+    partial(info_nce, pair(5)[0], pair()[1], positives=torch.arange(5), symmetric=True, groups=torch.arange(8) // 2),
     partial(nt_xent, *pair(), rows=3),
+    partial(nt_xent, pair()[0], labels=LABELS, negatives=pair()[0]),
     partial(two_view_terms, *pair(), temperature=torch.tensor(0.1)),
 )
