@@ -564,7 +564,8 @@ doubtful[0, 1] = 0.8
 flagged = torch.ones(NUMBER, dtype=torch.float64)
 flagged[0] = 4.0
 spread_of_losses = LossStatistics(
-    torch.tensor(1.0, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
+    mean=torch.tensor(1.0, dtype=torch.float64),
+    deviation=torch.tensor(0.5, dtype=torch.float64),
 )
 noise_of_solver = torch.Generator().manual_seed(2)
 exponential = torch.empty(draws, NUMBER, NUMBER, dtype=torch.float64).exponential_(
@@ -947,15 +948,15 @@ def training(method):
         x, y = embed(model, batch)
         memory, statistics = state
         # Mean and deviation of all pairs are taken at the start of a pass.
-        now, begins = loss_statistics(memory.average), run["step"] % steps == 0
-        statistics = LossStatistics(
-            *(torch.where(begins, a, b) for a, b in zip(now, statistics, strict=True))
-        )
+        now, begins = loss_statistics(memory["average"]), run["step"] % steps == 0
+        statistics = {
+            name: torch.where(begins, now[name], old) for name, old in statistics.items()
+        }
         losses = diagonal_cross_entropy(
             cosine_similarity(x, y) / run["setting"], symmetric=True, reduction="none"
         )
         index = batch["index"]
-        mined = dynamic_bad_pair_loss(losses, memory.average[index], statistics)
+        mined = dynamic_bad_pair_loss(losses, memory["average"][index], statistics)
         loss = torch.where(run["fraction"] < 0.5, losses.mean(), mined)
         return loss, {}, (record_losses(memory, losses, index), statistics)
 
@@ -971,7 +972,7 @@ def training(method):
     def memory(run, module):
         on = next(module.parameters()).device
         nothing = torch.full((), math.nan, device=on)
-        return pair_memory(len(train), device=on), LossStatistics(nothing, nothing)
+        return pair_memory(len(train), device=on), {"mean": nothing, "deviation": nothing}
 
     if method == "bad-pair mining":
         return {"loss": with_memory, "state": memory}

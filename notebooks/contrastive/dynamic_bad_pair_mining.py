@@ -238,8 +238,8 @@ for _ in range(cases):
         index = kept.nonzero()[:, 0]
         memory = record_losses(memory, row[index], index)
     means = np.nanmean(np.where(seen, table, np.nan), axis=0)
-    running.append(lab.max_error(memory.average, torch.tensor(means)))
-    mean, deviation = loss_statistics(memory.average)
+    running.append(lab.max_error(memory["average"], torch.tensor(means)))
+    mean, deviation = loss_statistics(memory["average"]).values()
     moments.append(lab.max_error(mean, np.nanmean(means)))
     moments.append(lab.max_error(deviation, np.nanstd(means)))
 ledger.check(
@@ -296,7 +296,7 @@ for _ in range(cases):
         shares = [float(each.double().mean()) for each in flags]
         tails.append(max(shares) - 1 / (1 + cut**2))
         both.append(2 * min(shares) * cut**2 - 1)
-        floors.append(shares[0] * float(cut >= statistics.mean / statistics.deviation))
+        floors.append(shares[0] * float(cut >= statistics["mean"] / statistics["deviation"]))
 # Two values, a share q of them high, reach the bound: just below it all of them are flagged, just above it none.
 reached = []
 for q in (0.05, 0.1, 0.2, 0.4):
@@ -357,7 +357,8 @@ ledger.check(
 # %%
 density, unit_of_loss, limit, all_flagged = [], [], [], []
 for deviation, z in ((0.05, 2.0), (0.1, 1.5), (0.39, 0.0), (0.41, 0.0)):
-    statistics = LossStatistics(*torch.tensor([2.0, deviation], dtype=torch.float64))
+    mean, width = torch.tensor([2.0, deviation], dtype=torch.float64)
+    statistics = LossStatistics(mean=mean, deviation=width)
     now = torch.tensor([2 + z * deviation], dtype=torch.float64)
     w = pair_weights(now, now + 99, statistics)
     density.append(lab.max_error(w, stats.norm.pdf(z) / deviation))
@@ -368,7 +369,7 @@ for _ in range(cases):
     cut = {"noisy_cut": 0.3, "faulty_cut": 0.3}
     w = pair_weights(now, averages, statistics, **cut)
     flagged = torch.stack(bad_pairs(averages, statistics, **cut)).any(0)
-    gaussian = stats.norm(*map(float, statistics)).pdf(now)
+    gaussian = stats.norm(*map(float, statistics.values())).pdf(now)
     density.append(lab.max_error(w, torch.where(flagged, torch.tensor(gaussian), 1)))
     scaled = pair_weights(c * now, c * averages, loss_statistics(c * averages), **cut)
     unit_of_loss.append(lab.max_error(c * scaled[flagged], w[flagged]))
@@ -466,10 +467,10 @@ for _ in range(cases):
     memory = pair_memory(40, dtype=torch.float64)
     for epoch in range(50):
         memory = record_losses(memory, equal, torch.arange(40), gain=(epoch + 1) / 80)
-    shrink, (mean, deviation) = 51 / 160, loss_statistics(equal)
-    shrunken.append(lab.max_error(memory.average, shrink * equal))
-    code = loss_statistics(memory.average)
-    z_code = (equal - code.mean) / code.deviation
+    shrink, (mean, deviation) = 51 / 160, loss_statistics(equal).values()
+    shrunken.append(lab.max_error(memory["average"], shrink * equal))
+    code = loss_statistics(memory["average"])
+    z_code = (equal - code["mean"]) / code["deviation"]
     z = (equal - mean) / deviation
     shifted.append(
         lab.max_error(z_code, z / shrink + (1 - shrink) / shrink * mean / deviation)
@@ -498,7 +499,7 @@ lab.show_source(
 )
 
 # %% [markdown]
-# Memory and statistics are plain tensors that are handed in and out, so that a training loop can map over runs. Inequalities are strict: where all mean losses are equal, as before anything is recorded, nobody is
+# Memory and statistics are dictionaries of tensors that are handed in and out, so that a training loop can map over runs, and save them. A loss that is not finite is not recorded. Inequalities are strict: where all mean losses are equal, as before anything is recorded, nobody is
 # flagged, while $\le$ would flag everybody and divide by $\sigma=0$. A pair that was never seen is NaN in the memory, which no comparison flags.
 #
 # ## The experiment
@@ -718,7 +719,7 @@ def build(run):
 
 
 def start(run, module):
-    return pair_memory(n), LossStatistics(torch.tensor(0.0), torch.tensor(1.0))
+    return pair_memory(n), LossStatistics(mean=torch.tensor(0.0), deviation=torch.tensor(1.0))
 
 
 def training(method):
@@ -727,15 +728,11 @@ def training(method):
         (_, first), (_, second) = map(model, views(batch, run["share"]))
         losses = info_nce(first, second, temperature=temperature, reduction="none")
         new_epoch = run["step"] % steps == 0
-        statistics = LossStatistics(
-            *(
-                torch.where(new_epoch, new, old)
-                for new, old in zip(
-                    loss_statistics(memory.average), statistics, strict=True
-                )
-            )
-        )
-        history, ruler = memory.average[batch["index"]], statistics
+        now = loss_statistics(memory["average"])
+        statistics = {
+            name: torch.where(new_epoch, now[name], old) for name, old in statistics.items()
+        }
+        history, ruler = memory["average"][batch["index"]], statistics
         if method == "current loss only":
             history, ruler = losses.detach(), loss_statistics(losses)
         cut = {"noisy_cut": run["cut"], "faulty_cut": run["cut"]}
@@ -794,7 +791,7 @@ for method in methods:
         {name: y for name, (_, y) in parts.items()},
     )
     frame = fitted.runs.assign(method=method).join(accuracies)
-    frame["deviation"] = fitted.state[1].deviation
+    frame["deviation"] = fitted.state[1]["deviation"]
     after = slice(warmup * steps, None)
     counts = fitted.logged["counts"].double()
     flagged, right, present = counts[:, after].sum(1).unbind(1)
@@ -814,7 +811,7 @@ for method in methods:
         "counts": counts.unflatten(1, (epochs, steps)).sum(2),
         "losses": fitted.logged["losses"].flatten(1),
         "index": fitted.logged["index"].flatten(1),
-        "memory": fitted.state[0].average,
+        "memory": fitted.state[0]["average"],
     }
     results.append(frame.assign(row=range(len(frame))))
 results = pd.concat(results, ignore_index=True)
@@ -1018,8 +1015,8 @@ for table, truth in zip(tables, truths, strict=True):
                 {
                     "memory": name,
                     "flagged as": kind,
-                    "μ": float(statistics.mean),
-                    "σ": float(statistics.deviation),
+                    "μ": float(statistics["mean"]),
+                    "σ": float(statistics["deviation"]),
                     "flagged, %": 100 * flags.mean(),
                     "precision": mask[flags].mean() if flags.any() else math.nan,
                     "mean weight": float(weights[flags].mean())

@@ -372,14 +372,14 @@ for _ in range(max(1, cases // 20)):
     )
     pair, path = torch.ones(2, dtype=torch.float64), []
     for _ in range(int((star - 1) / rate) + 20):
-        pair = balance_temperatures(pair, entropies_at((robust, clean), pair), rate=rate)
+        pair = balance_temperatures(pair, entropies_at((clean, robust), pair), rate=rate)
         path.append(pair)
     last = torch.stack(path[-4:])
-    distance.append(max(0.0, float((last[:, 1] - star).abs().max()) - rate))
+    distance.append(max(0.0, float((last[:, 0] - star).abs().max()) - rate))
     period.append(max(lab.max_error(last[0], last[2]), lab.max_error(last[1], last[3])))
     period.append(
         lab.max_error(
-            last[:2, 0].sort().values, torch.tensor([1, 1 + rate], dtype=torch.float64)
+            last[:2, 1].sort().values, torch.tensor([1, 1 + rate], dtype=torch.float64)
         )
     )
 ledger.check(
@@ -447,12 +447,12 @@ left.legend(loc="lower right")
 pair, path = torch.ones(2, dtype=torch.float64), []
 for step in range(800):
     sharpness = (1.0, 2.0, 0.7, 1.0)[step // 200]
-    now = entropies_at((sharpness * robust, clean), pair)
+    now = entropies_at((clean, sharpness * robust), pair)
     pair = balance_temperatures(pair, now, rate=0.02)
     path.append(pair)
 path = torch.stack(path)
-right.plot(path[:, 0], "-", color="C0", label="$\\tau_a$, robust")
-right.plot(path[:, 1], "--", color="C1", label="$\\tau_n$, clean")
+right.plot(path[:, 1], "-", color="C0", label="$\\tau_a$, robust")
+right.plot(path[:, 0], "--", color="C1", label="$\\tau_n$, clean")
 right.plot(path.sum(1), ":", color="C2", linewidth=2.5, label="sum")
 right.set(title="The ratchet", xlabel="step", ylabel="temperature", ylim=(0, None))
 right.legend(loc="upper left", fontsize=8)
@@ -665,11 +665,10 @@ for _ in range(cases):
     gaps.append(lab.max_error(loss, (math.log(10) - entropy) / 10))
     # One step at temperature 1 sets the anchors; then the clean teacher is heated.
     result = b_mtard(ignorant, ignorant, clean, robust, start_balance(dtype=torch.float64))
-    hot = result.balance._replace(
-        temperatures=torch.tensor([1.0, temperature], dtype=torch.float64)
-    )
-    after = b_mtard(ignorant, ignorant, clean, robust, hot).balance.weights
-    shifts.append((after[1] - 0.5).clamp(min=0).item())
+    heated = torch.tensor([temperature, 1.0], dtype=torch.float64)
+    hot = {**result.balance, "temperatures": heated}
+    after = b_mtard(ignorant, ignorant, clean, robust, hot).balance["weights"]
+    shifts.append((after[0] - 0.5).clamp(min=0).item())
 ledger.check(
     "loss-of-the-ignorant",
     "The loss of a uniform student is (log K - H)/K.",
@@ -734,7 +733,8 @@ lab.show(
 lab.show_source(teacher_divergence, balance_temperatures, balance_weights, b_mtard)
 
 # %% [markdown]
-# State goes in and comes out (`Balance`), so that many students with controllers of their own train in one stack. With both rates 0 the same function
+# State goes in and comes out (`Balance`, a dictionary of tensors, the clean teacher's first), so that many students with controllers of their own
+# train in one stack and are saved. A batch whose losses are not finite leaves it as it was. With both rates 0 the same function
 # is the fixed weighted sum, which is how the ablations and the hand-tuned control are trained.
 #
 # ## The experiment
@@ -976,16 +976,16 @@ def lesson(model, batch, run, balance):
     ]
     logged = {
         "entropies": pair.entropies,
-        "relative losses": pair.losses / pair.balance.anchors,
-        "temperatures": pair.balance.temperatures,
-        "weights": pair.balance.weights,
+        "relative losses": pair.losses / pair.balance["anchors"],
+        "temperatures": pair.balance["temperatures"],
+        "weights": pair.balance["weights"],
     }
     return of_kind(run, losses), logged, pair.balance
 
 
 def first_balance(run, module):
-    weights = (1 - run["clean_weight"], run["clean_weight"])
-    return start_balance(temperatures=(1.0, run["clean_temperature"]), weights=weights)
+    weights = (run["clean_weight"], 1 - run["clean_weight"])
+    return start_balance(temperatures=(run["clean_temperature"], 1.0), weights=weights)
 
 
 def setting(method, learning_rates, constants=(1.0,), heat=0.0, weigh=0.0, by_hand=None):
@@ -1304,7 +1304,7 @@ for panel, name, label in zip(
     strict=True,
 ):
     for method, style in (("B-MTARD", "-"), ("plain", "--")):
-        for side, (teacher, color) in enumerate((("robust", "C0"), ("clean", "C1"))):
+        for side, (teacher, color) in enumerate((("clean", "C1"), ("robust", "C0"))):
             panel.plot(
                 logged[name][rows[method]][..., side].mean(0),
                 style,
@@ -1324,7 +1324,7 @@ lab.show(
 )
 
 # %% tags=["hide-input"]
-last = logged["weights"][:, -1, 0]
+last = logged["weights"][:, -1, 1]
 for method in ("weights only", "B-MTARD"):
     mean = last[np.flatnonzero(students.runs["method"] == method)].mean()
     print(f"{method}: weight of the robust teacher's loss at the end {mean:.3f}")

@@ -15,6 +15,7 @@ from support import agree, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import (
     LossStatistics,
+    PairMemory,
     bad_pairs,
     dynamic_bad_pair_loss,
     info_nce,
@@ -80,11 +81,11 @@ def test_memory_is_the_mean_of_a_table():
             losses = draw(10, seed=epoch)
             memory = record_losses(memory, losses, index)
             table[index, epoch] = losses.numpy()
-    np.testing.assert_array_equal(memory.count, (~np.isnan(table)).sum(1))
-    np.testing.assert_allclose(memory.average, np.nanmean(table, 1), rtol=1e-12)
-    statistics = loss_statistics(memory.average)
-    assert statistics.mean.item() == pytest.approx(np.mean(np.nanmean(table, 1)))
-    assert statistics.deviation.item() == pytest.approx(np.std(np.nanmean(table, 1)))
+    np.testing.assert_array_equal(memory["count"], (~np.isnan(table)).sum(1))
+    np.testing.assert_allclose(memory["average"], np.nanmean(table, 1), rtol=1e-12)
+    statistics = loss_statistics(memory["average"])
+    assert statistics["mean"].item() == pytest.approx(np.mean(np.nanmean(table, 1)))
+    assert statistics["deviation"].item() == pytest.approx(np.std(np.nanmean(table, 1)))
 
 
 def test_gain_is_the_official_codes_rising_weight():
@@ -92,31 +93,81 @@ def test_gain_is_the_official_codes_rising_weight():
     for epoch in range(6):
         memory = record_losses(memory, losses[epoch], torch.arange(20), gain=(epoch + 1) / 10)
     weight = np.array([(1 + epoch) / 10 for epoch in range(6)])
-    np.testing.assert_allclose(memory.average, np.mean(losses.numpy().T * weight, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(memory["average"], np.mean(losses.numpy().T * weight, axis=1), rtol=1e-12)
 
 
 def test_recording_leaves_the_old_memory_and_takes_no_gradient():
     memory, losses = pair_memory(4), torch.ones(2, requires_grad=True)
     new = record_losses(memory, losses, torch.tensor([2, 0]))
-    assert memory.average.isnan().all() and not memory.count.any()
-    assert not new.average.requires_grad
-    assert new.count.tolist() == [1, 0, 1, 0] and new.average[[0, 2]].tolist() == [1, 1]
+    assert memory["average"].isnan().all() and not memory["count"].any()
+    assert not new["average"].requires_grad
+    assert new["count"].tolist() == [1, 0, 1, 0] and new["average"][[0, 2]].tolist() == [1, 1]
+
+
+def trained(bad=None, epochs=range(3), memory=None):
+    """A memory after some epochs over six pairs, in which one loss may be bad."""
+    memory = pair_memory(6, dtype=torch.float64) if memory is None else memory
+    for epoch in epochs:
+        losses = draw(6, seed=epoch)
+        if bad is not None and epoch == 1:
+            losses[4] = bad
+        memory = record_losses(memory, losses, torch.arange(6))
+    return memory
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+def test_one_bad_loss_shows_and_is_not_recorded(bad):
+    memory, good = trained(bad), trained()
+    assert memory["count"].tolist() == [3, 3, 3, 3, 2, 3]
+    expected = torch.stack([draw(6, seed=0), draw(6, seed=2)]).mean(0)[4]
+    torch.testing.assert_close(memory["average"][4], expected)
+    others = torch.tensor([0, 1, 2, 3, 5])
+    assert torch.equal(memory["average"][others], good["average"][others])
+    # And flags still come.
+    statistics = loss_statistics(memory["average"])
+    noisy, faulty = bad_pairs(memory["average"], statistics, noisy_cut=0.0, faulty_cut=0.0)
+    assert (noisy | faulty).all()
+    # The first one that a pair has is not recorded either.
+    first = record_losses(pair_memory(2), torch.tensor([bad, 1.0]), torch.tensor([0, 1]))
+    assert first["count"].tolist() == [0, 1] and first["average"][0].isnan()
+    losses = torch.tensor([bad, 1.0], dtype=torch.float64)
+    for form in FORMS:
+        assert not dynamic_bad_pair_loss(losses, memory["average"][:2], statistics, form=form).isfinite()
+
+
+def test_an_infinite_average_does_not_hide_the_others():
+    averages = torch.tensor([1.0, 3.0, math.inf])
+    statistics = loss_statistics(averages)
+    assert statistics["mean"] == 2 and statistics["deviation"] == 1
+    assert bad_pairs(averages, statistics)[1].tolist() == [False, False, True]
+
+
+def test_saved_memory_goes_on_as_it_would_have(tmp_path):
+    memory, statistics = trained(), loss_statistics(trained()["average"])
+    torch.save((memory, statistics), tmp_path / "state.pt")
+    loaded, ruler = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert torch.equal(trained(memory=loaded)["average"], trained(memory=memory)["average"])
+    losses = draw(6, seed=7)
+    ours, theirs = (
+        dynamic_bad_pair_loss(losses, state["average"], scale, noisy_cut=0.5)
+        for state, scale in ((memory, statistics), (loaded, ruler))
+    )
+    assert torch.equal(ours, theirs)
 
 
 def test_pairs_never_seen_are_neither_counted_nor_flagged():
     everyone = torch.tensor([math.nan, 1.0, 2.0, 9.0, math.nan], dtype=torch.float64)
     statistics = loss_statistics(everyone)
-    assert statistics.mean.item() == pytest.approx(4) and statistics.deviation.item() == pytest.approx(
-        np.std([1, 2, 9])
-    )
+    assert statistics["mean"].item() == pytest.approx(4)
+    assert statistics["deviation"].item() == pytest.approx(np.std([1, 2, 9]))
     noisy, faulty = bad_pairs(everyone, statistics, noisy_cut=0.0, faulty_cut=0.0)
     assert noisy.tolist() == [False, True, True, False, False] and faulty.tolist() == [False, False, False, True, False]
-    nobody = loss_statistics(pair_memory(5).average)
+    nobody = loss_statistics(pair_memory(5)["average"])
     assert pair_weights(torch.ones(5), torch.ones(5), nobody).tolist() == [1] * 5
 
 
 def test_flags_follow_the_history_and_weights_the_current_loss():
-    statistics = LossStatistics(torch.tensor(1.0), torch.tensor(0.5))
+    statistics = LossStatistics(mean=torch.tensor(1.0), deviation=torch.tensor(0.5))
     averages = torch.tensor([1.0, 3.0])  # only the second is flagged, though its loss now is the mean
     weights = pair_weights(torch.tensor([9.0, 1.0]), averages, statistics, faulty_cut=2.0)
     torch.testing.assert_close(weights, torch.tensor([1.0, 1 / (0.5 * math.sqrt(2 * math.pi))]))
@@ -151,7 +202,7 @@ def test_cantelli_bounds_each_tail(values, cut):
 @pytest.mark.parametrize(("deviation", "z", "weight"), [(0.05, 2.0, 1.0798), (0.1, 1.5, 1.2952)])
 def test_density_can_exceed_one_and_the_safe_forms_cannot(deviation, z, weight):
     mean, deviation, losses, averages = torch.tensor([1.0, deviation, 1 + z * deviation, 9.0], dtype=torch.float64)
-    statistics, losses, averages = LossStatistics(mean, deviation), losses[None], averages[None]
+    statistics, losses, averages = LossStatistics(mean=mean, deviation=deviation), losses[None], averages[None]
     values = {form: pair_weights(losses, averages, statistics, form=form).item() for form in FORMS}
     assert values["density"] == pytest.approx(weight, abs=1e-4)
     assert values["capped"] == 1 and values["drop"] == 0
@@ -203,7 +254,7 @@ def test_vmap_over_runs_and_cuts():
     index = torch.tensor([[0, 3, 5, 7], [1, 2, 3, 4], [9, 8, 7, 6]])
 
     def step(losses, everyone, index, cut):
-        memory = pair_memory(10, dtype=torch.float64)._replace(average=everyone, count=torch.ones(10).double())
+        memory = PairMemory(average=everyone, count=torch.ones(10).double())
         loss = dynamic_bad_pair_loss(losses, everyone[index], loss_statistics(everyone), noisy_cut=cut, faulty_cut=cut)
         return loss, record_losses(memory, losses, index)
 
@@ -211,7 +262,7 @@ def test_vmap_over_runs_and_cuts():
     for run in range(3):
         one_loss, one_memory = step(losses[run], everyone[run], index[run], cuts[run])
         torch.testing.assert_close(loss[run], one_loss)
-        torch.testing.assert_close(memory.average[run], one_memory.average)
+        torch.testing.assert_close(memory["average"][run], one_memory["average"])
 
 
 def test_compile_without_graph_breaks():
@@ -241,12 +292,14 @@ def test_bad_input_is_refused():
     rejects(dynamic_bad_pair_loss, good, good, statistics, reduction="max", names="reduction")
 
 
-STATISTICS = LossStatistics(torch.tensor(1.0), torch.tensor(0.5))
+STATISTICS = LossStatistics(mean=torch.tensor(1.0), deviation=torch.tensor(0.5))
 test_on_any_device = on_any_device(
     partial(bad_pairs, torch.rand(6), STATISTICS),
     *(partial(dynamic_bad_pair_loss, torch.rand(6), torch.rand(6), STATISTICS, form=form) for form in FORMS),
     partial(loss_statistics, torch.rand(6)),
     partial(pair_memory, 6, device="cpu"),
+    partial(PairMemory, **pair_memory(6)),
+    partial(LossStatistics, **STATISTICS),
     partial(pair_weights, torch.rand(6), torch.rand(6), STATISTICS, noisy_cut=torch.tensor(2.0)),
     partial(record_losses, pair_memory(6), torch.rand(3), torch.tensor([0, 2, 5]), gain=torch.tensor(0.5)),
 )

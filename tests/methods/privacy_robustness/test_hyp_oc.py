@@ -150,6 +150,33 @@ def test_pseudo_negatives_follow_the_mean():
     assert not carried.requires_grad and not batch.requires_grad
 
 
+@pytest.mark.parametrize("memory", ["average", "batch"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_one_bad_batch_shows_in_its_samples_and_leaves_no_trace(bad, memory):
+    features, noise = (value.detach() for value in pair())
+    _, mean = pseudo_negatives(features, torch.ones(5, dtype=torch.float64), noise, memory=memory)
+    spoilt = features.clone()
+    spoilt[2, 3] = bad
+    samples, carried = pseudo_negatives(spoilt, mean, noise, memory=memory)
+    assert not samples[:, 3].isfinite().any() and torch.equal(carried, mean)
+    assert all(value.isfinite().all() for value in pseudo_negatives(features, carried, noise, memory=memory))
+
+
+def test_the_official_std_dev_is_a_variance():
+    # The published script draws from MultivariateNormal(mean, std_dev * identity).
+    drawn = torch.distributions.MultivariateNormal(torch.zeros(3), 4.0 * torch.eye(3))
+    samples, _ = pseudo_negatives(torch.zeros(1, 3), torch.zeros(3), torch.ones(1, 3), deviation=2.0)
+    torch.testing.assert_close(drawn.stddev, samples[0])
+
+
+def test_a_saved_mean_goes_on_as_it_would_have(tmp_path):
+    features, noise = pair()
+    _, mean = pseudo_negatives(features, torch.ones(5, dtype=torch.float64), noise)
+    torch.save(mean, tmp_path / "mean.pt")
+    loaded = torch.load(tmp_path / "mean.pt", weights_only=True)
+    assert torch.equal(pseudo_negatives(features, loaded, noise)[0], pseudo_negatives(features, mean, noise)[0])
+
+
 def test_memory_of_a_running_mean_and_of_a_batch():
     # Weights of past batch means after many steps: geometric, or two of them.
     batches = torch.eye(6, dtype=torch.float64)

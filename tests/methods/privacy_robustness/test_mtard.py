@@ -99,18 +99,18 @@ def test_entropy_rises_with_temperature_by_the_variance():
 # The controllers ----------------------------------------------------------------------------------
 
 
-def official(t_a, t_n, w_a, w_n, losses, first, entropies, r_t, r_w):
+def official(t_n, t_a, w_n, w_a, losses, first, entropies, r_t, r_w):
     """The rules as the official script writes them, in plain numbers."""
-    t_a, t_n = (
-        t_a - r_t * np.sign(entropies[0] / entropies[1] - 1),
-        t_n - r_t * np.sign(entropies[1] / entropies[0] - 1),
+    t_n, t_a = (
+        t_n - r_t * np.sign(entropies[0] / entropies[1] - 1),
+        t_a - r_t * np.sign(entropies[1] / entropies[0] - 1),
     )
-    t_a, t_n = max(min(10, t_a), 1), max(min(10, t_n), 1)
+    t_n, t_a = max(min(10, t_n), 1), max(min(10, t_a), 1)
     relative = [loss / start for loss, start in zip(losses, first, strict=True)]
     rates = [value / (sum(relative) / 2) for value in relative]
-    w_a = max(w_a - r_w * (w_a - rates[0] / sum(rates)), 0)
-    w_n = max(w_n - r_w * (w_n - rates[1] / sum(rates)), 0)
-    return t_a, t_n, w_a / (w_a + w_n), w_n / (w_a + w_n)
+    w_n = max(w_n - r_w * (w_n - rates[0] / sum(rates)), 0)
+    w_a = max(w_a - r_w * (w_a - rates[1] / sum(rates)), 0)
+    return t_n, t_a, w_n / (w_a + w_n), w_a / (w_a + w_n)
 
 
 def test_a_run_follows_the_official_rules():
@@ -121,7 +121,7 @@ def test_a_run_follows_the_official_rules():
             clean, attacked, nat, 0.5 * adv, balance, temperature_rate=0.1, weight_rate=0.1, form="official"
         )
         losses, entropies = [], []
-        for student, teacher, t in ((attacked, 0.5 * adv, state[0]), (clean, nat, state[1])):
+        for student, teacher, t in ((clean, nat, state[0]), (attacked, 0.5 * adv, state[1])):
             p = (teacher.detach() / t).softmax(1)
             losses.append(((p + 1e-5).log() * p - student.log_softmax(1) * p).mean())
             entropies.append(float((p * (p + 1e-5).log()).mean()))
@@ -131,21 +131,21 @@ def test_a_run_follows_the_official_rules():
         expected = state[2] * losses[0] + state[3] * losses[1]
         agree(step_result.loss, expected, (clean, attacked))
         balance = step_result.balance
-        torch.testing.assert_close(balance.temperatures, pair(*state[:2]))
-        torch.testing.assert_close(balance.weights, pair(*state[2:]))
-        torch.testing.assert_close(balance.anchors, pair(*first))
-        assert balance.steps == step + 1
-    assert balance.temperatures[1] > 1.5 and balance.temperatures[0] < 1.5
+        torch.testing.assert_close(balance["temperatures"], pair(*state[:2]))
+        torch.testing.assert_close(balance["weights"], pair(*state[2:]))
+        torch.testing.assert_close(balance["anchors"], pair(*first))
+        assert balance["steps"] == step + 1
+    assert balance["temperatures"][0] > 1.5 and balance["temperatures"][1] < 1.5
 
 
 def test_rates_of_zero_are_the_fixed_sum():
     clean, attacked, nat, adv = four()
-    start = start_balance(temperatures=(1.0, 3.0), weights=(1.0, 4.0), dtype=torch.float64)
+    start = start_balance(temperatures=(3.0, 1.0), weights=(4.0, 1.0), dtype=torch.float64)
     result = b_mtard(clean, attacked, nat, adv, start, temperature_rate=0.0, weight_rate=0.0)
     expected = 0.2 * teacher_divergence(attacked, adv) + 0.8 * teacher_divergence(clean, nat, temperature=3.0)
     agree(result.loss, expected, (clean, attacked))
-    assert torch.equal(result.balance.temperatures, start.temperatures)
-    torch.testing.assert_close(result.balance.weights, pair(0.2, 0.8))
+    assert torch.equal(result.balance["temperatures"], start["temperatures"])
+    torch.testing.assert_close(result.balance["weights"], pair(0.8, 0.2))
 
 
 def test_anchors_may_be_the_mean_of_several_steps():
@@ -154,7 +154,7 @@ def test_anchors_may_be_the_mean_of_several_steps():
         result = b_mtard(*four(step), balance, anchor_steps=3)
         balance = result.balance
         seen.append(result.losses)
-    torch.testing.assert_close(balance.anchors, torch.stack(seen[:3]).mean(0))
+    torch.testing.assert_close(balance["anchors"], torch.stack(seen[:3]).mean(0))
 
 
 @given(st.floats(1, 10), st.floats(1, 10), st.floats(0, 2.3), st.floats(0, 2.3), st.floats(0, 0.5))
@@ -224,10 +224,10 @@ def test_extremes_stay_finite(case, dtype):
     result = b_mtard(clean, attacked, nat, adv, start_balance(dtype=wanted), temperature_rate=0.1)
     assert result.loss.isfinite() and result.loss >= -1e-6 and result.loss.dtype == wanted
     assert all(g.isfinite().all() for g in torch.autograd.grad(result.loss, (clean, attacked), retain_graph=True))
-    assert all(value.isfinite().all() for value in result.balance)
+    assert all(value.isfinite().all() for value in result.balance.values())
     # The next step, from anchors that may be 0.
     again = b_mtard(clean, attacked, nat, adv, result.balance)
-    assert again.loss.isfinite() and again.balance.weights.isfinite().all()
+    assert again.loss.isfinite() and again.balance["weights"].isfinite().all()
 
 
 def test_single_precision_is_accurate():
@@ -241,7 +241,7 @@ def test_vmap_over_runs_with_rates_of_their_own():
     runs = [four(seed) for seed in range(3)]
     rates = torch.tensor([0.0, 0.05, 0.1], dtype=torch.float64)
     starts = [start_balance(weights=(1.0, 1.0 + run), dtype=torch.float64) for run in range(3)]
-    stacked = Balance(*(torch.stack(parts) for parts in zip(*starts, strict=True)))
+    stacked = {name: torch.stack([start[name] for start in starts]) for name in starts[0]}
     inputs = [torch.stack(parts) for parts in zip(*runs, strict=True)]
 
     def step(a, b, c, d, balance, rate):
@@ -251,8 +251,7 @@ def test_vmap_over_runs_with_rates_of_their_own():
     for run in range(3):
         alone = step(*runs[run], starts[run], rates[run])
         torch.testing.assert_close(mapped.loss[run], alone.loss)
-        torch.testing.assert_close(mapped.balance.temperatures[run], alone.balance.temperatures)
-        torch.testing.assert_close(mapped.balance.weights[run], alone.balance.weights)
+        torch.testing.assert_close({name: value[run] for name, value in mapped.balance.items()}, alone.balance)
 
 
 def test_compile_without_graph_breaks():
@@ -260,6 +259,48 @@ def test_compile_without_graph_breaks():
     module = unhooked("lossbook.methods.privacy_robustness.mtard")
     compiled = one_graph(module.b_mtard)
     agree(compiled(*values, start).loss, b_mtard(*values, start).loss, values[:2])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("which", range(4))
+def test_one_bad_batch_shows_and_leaves_no_trace(which, value):
+    settings = {"temperature_rate": 0.1, "weight_rate": 0.1, "anchor_steps": 3}
+    start, expected = start_balance(dtype=torch.float64), []
+    for step in range(4):
+        start = b_mtard(*four(step), start, **settings).balance if step else start
+        expected.append(start)
+    for balance in expected:
+        bad = [each.detach().clone() for each in four()]
+        bad[which][3, 1] = value
+        result = b_mtard(*bad, balance, **settings)
+        assert not result.loss.isfinite() and not result.losses.isfinite().all()
+        assert all(torch.equal(result.balance[name], balance[name]) for name in balance)
+        assert b_mtard(*four(9), result.balance, **settings).loss == b_mtard(*four(9), balance, **settings).loss
+
+
+def test_one_bad_number_moves_neither_temperatures_nor_weights():
+    for bad in (math.nan, math.inf):
+        assert torch.equal(balance_temperatures(pair(2.0, 3.0), pair(bad, 1.0), rate=0.1), pair(2.0, 3.0))
+        assert torch.equal(balance_weights(pair(0.3, 0.7), pair(1.0, bad), pair(1.0, 1.0), rate=0.1), pair(0.3, 0.7))
+
+
+def test_a_saved_balance_goes_on_as_it_would_have(tmp_path):
+    settings, balance = {"temperature_rate": 0.1, "weight_rate": 0.1}, start_balance(dtype=torch.float64)
+    for step in range(3):
+        balance = b_mtard(*four(step), balance, **settings).balance
+    torch.save(balance, tmp_path / "balance.pt")
+    loaded = torch.load(tmp_path / "balance.pt", weights_only=True)
+    ours, theirs = (b_mtard(*four(9), each, **settings) for each in (balance, loaded))
+    assert torch.equal(ours.loss, theirs.loss)
+    assert ours.balance.keys() == theirs.balance.keys() == Balance.__annotations__.keys()
+    assert all(torch.equal(ours.balance[name], theirs.balance[name]) for name in loaded)
+
+
+def test_pairs_and_arguments_name_the_clean_teacher_first():
+    clean, attacked, nat, adv = four()
+    result = b_mtard(clean, attacked, nat, adv, start_balance(temperatures=(2.0, 3.0), dtype=torch.float64))
+    expected = [teacher_divergence(clean, nat, temperature=2.0), teacher_divergence(attacked, adv, temperature=3.0)]
+    torch.testing.assert_close(result.losses, torch.stack(expected).detach())
 
 
 def test_gradcheck():
@@ -301,6 +342,7 @@ test_on_any_device = on_any_device(
     partial(balance_temperatures, torch.ones(2), torch.rand(2), rate=RATE),
     partial(balance_weights, torch.ones(2) / 2, torch.rand(2), torch.ones(2), rate=RATE),
     partial(start_balance, device="cpu"),
+    partial(Balance, **BALANCE),
     partial(teacher_divergence, *four()[:2], temperature=torch.tensor(2.0), form="official"),
     partial(tempered_entropy, four()[0], temperature=torch.tensor(2.0)),
 )

@@ -1,7 +1,7 @@
 """Lan et al., Towards Enhancing Time Series Contrastive Learning: A Dynamic Bad Pair Mining Approach (ICLR 2024)."""
 
 import math
-from typing import Literal, NamedTuple
+from typing import Literal, TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,8 +24,8 @@ Form = Literal["density", "capped", "relative", "drop"]
 FORMS = ("density", "capped", "relative", "drop")
 
 
-class PairMemory(NamedTuple):
-    """What is remembered of every pair of the training set.
+class PairMemory(TypedDict):
+    """What is remembered of every pair of the training set: a dictionary of tensors, to be saved as it is.
 
     Attributes:
         average: mean loss over the epochs recorded, NaN for a pair that was never seen.
@@ -33,21 +33,24 @@ class PairMemory(NamedTuple):
 
     Examples:
         >>> memory = PairMemory(average=torch.tensor([0.5, 1.5]), count=torch.tensor([4.0, 4.0]))
-        >>> record_losses(memory, torch.tensor([1.0]), torch.tensor([0])).average
+        >>> record_losses(memory, torch.tensor([1.0]), torch.tensor([0]))["average"]
         tensor([0.6000, 1.5000])
     """
 
     average: Float[Tensor, " n"]
-    # Hides the method of tuples, which nobody needs here.
-    count: Float[Tensor, " n"]  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: Float[Tensor, " n"]
 
 
-class LossStatistics(NamedTuple):
-    """Mean and population standard deviation, over all pairs, of their mean losses.
+class LossStatistics(TypedDict):
+    """Mean and population standard deviation, over all pairs, of their mean losses: a dictionary of tensors.
+
+    Attributes:
+        mean: of the mean losses.
+        deviation: of the mean losses.
 
     Examples:
         >>> statistics = loss_statistics(torch.tensor([0.0, 2.0]))
-        >>> round(statistics.mean.item(), 3), round(statistics.deviation.item(), 3)
+        >>> round(statistics["mean"].item(), 3), round(statistics["deviation"].item(), 3)
         (1.0, 1.0)
     """
 
@@ -70,13 +73,14 @@ def pair_memory(n: int, *, device: torch.device | str | None = None, dtype: torc
 
     Examples:
         >>> memory = pair_memory(3)
-        >>> memory.average, memory.count
-        (tensor([nan, nan, nan]), tensor([0., 0., 0.]))
+        >>> memory
+        {'average': tensor([nan, nan, nan]), 'count': tensor([0., 0., 0.])}
     """
     n = whole("n", n)
-    return PairMemory(
-        torch.full((n,), math.nan, device=device, dtype=dtype), torch.zeros(n, device=device, dtype=dtype)
-    )
+    return {
+        "average": torch.full((n,), math.nan, device=device, dtype=dtype),
+        "count": torch.zeros(n, device=device, dtype=dtype),
+    }
 
 
 def record_losses(
@@ -90,7 +94,8 @@ def record_losses(
 
     $$m_i\leftarrow m_i+\frac{g\,\mathcal L_i-m_i}{k_i},\qquad k_i\leftarrow k_i+1$$
 
-    with $k_i$ already counted up: the mean over the epochs recorded, without keeping them all.
+    with $k_i$ already counted up: the mean over the epochs recorded, without keeping them all. A loss that is infinite
+    or not a number is not recorded, and its pair stays as it was.
 
     Args:
         memory: made by `pair_memory`.
@@ -109,26 +114,29 @@ def record_losses(
         >>> memory = pair_memory(3)
         >>> memory = record_losses(memory, torch.tensor([1.0, 2.0]), torch.tensor([0, 2]))
         >>> memory = record_losses(memory, torch.tensor([3.0]), torch.tensor([0]))
-        >>> memory.average
+        >>> memory["average"]
         tensor([2., nan, 2.])
     """
     gain = positive("gain", gain)
     losses = shaped("losses", losses, "n").detach()
     index = indices("index", index, len(losses))
-    new, old = (gain * losses).to(memory.average.dtype), memory.average[index]
-    count = memory.count[index] + 1
-    average = torch.where(count == 1, new, old + (new - old) / count)
-    return PairMemory(memory.average.index_copy(0, index, average), memory.count.index_copy(0, index, count))
+    averages, counts = memory["average"], memory["count"]
+    new, old, seen = (gain * losses).to(averages.dtype), averages[index], counts[index]
+    average = torch.where(seen == 0, new, old + (new - old) / (seen + 1))
+    # One bad value would stay in the mean for ever.
+    kept = average.isfinite()
+    average, seen = torch.where(kept, average, old), torch.where(kept, seen + 1, seen)
+    return {"average": averages.index_copy(0, index, average), "count": counts.index_copy(0, index, seen)}
 
 
 def loss_statistics(averages: Float[Tensor, " n"]) -> LossStatistics:
     r"""Mean $\mu=\frac1n\sum_im_i$ and population standard deviation $\sigma=\sqrt{\frac1n\sum_i(m_i-\mu)^2}$.
 
-    Take them once, before an epoch begins, from the memory of *all* pairs. Pairs never seen, NaN, do not count; if none
-    was seen both are NaN, and no pair will be flagged.
+    Take them once, before an epoch begins, from the memory of *all* pairs. Pairs never seen, NaN, do not count, nor do
+    infinite ones; if none is left both are NaN, and no pair will be flagged.
 
     Args:
-        averages: mean losses, as in `PairMemory.average`.
+        averages: mean losses, as `PairMemory` has them.
 
     Raises:
         ValueError: if `averages` is not a floating-point vector.
@@ -139,17 +147,17 @@ def loss_statistics(averages: Float[Tensor, " n"]) -> LossStatistics:
     Examples:
         >>> averages = torch.tensor([1.0, 3.0, float("nan")])  # the third pair was never seen
         >>> loss_statistics(averages)
-        LossStatistics(mean=tensor(2.), deviation=tensor(1.))
+        {'mean': tensor(2.), 'deviation': tensor(1.)}
     """
     averages = shaped("averages", averages, "n").detach()
-    seen = ~averages.isnan()
+    seen = averages.isfinite()
     number = seen.sum()
     mean = (torch.where(seen, averages, 0) / number).sum()
     distance = torch.where(seen, averages - mean, 0)
     # Squares of distances in units of the largest neither overflow nor vanish.
     largest = distance.abs().amax()
     scaled = distance / torch.where(largest > 0, largest, 1)
-    return LossStatistics(mean, largest * (scaled.square().sum() / number).sqrt())
+    return {"mean": mean, "deviation": largest * (scaled.square().sum() / number).sqrt()}
 
 
 def bad_pairs(
@@ -184,7 +192,7 @@ def bad_pairs(
     averages = shaped("averages", averages, "n").detach()
     _cut("noisy_cut", noisy_cut)
     _cut("faulty_cut", faulty_cut)
-    mean, deviation = statistics
+    mean, deviation = statistics["mean"], statistics["deviation"]
     return averages < mean - noisy_cut * deviation, averages > mean + faulty_cut * deviation
 
 
@@ -229,8 +237,8 @@ def pair_weights(
     if form == "drop":
         weights = torch.zeros_like(losses)
     else:
-        deviation = statistics.deviation.clamp(min=torch.finfo(losses.dtype).tiny)
-        weights = torch.exp(-((losses - statistics.mean) / deviation).square() / 2)
+        deviation = statistics["deviation"].clamp(min=torch.finfo(losses.dtype).tiny)
+        weights = torch.exp(-((losses - statistics["mean"]) / deviation).square() / 2)
         if form != "relative":
             weights = weights / (deviation * math.sqrt(2 * math.pi))
         if form == "capped":
@@ -254,13 +262,14 @@ def dynamic_bad_pair_loss(
 
     with the weights of `pair_weights`, constant for the gradient. One epoch of training::
 
-        statistics = loss_statistics(memory.average)                # once, before the epoch
+        statistics = loss_statistics(memory["average"])             # once, before the epoch
         for inputs, index in batches:
             losses = info_nce(first, second, reduction="none")      # or any other loss that has a term for each pair
-            loss = dynamic_bad_pair_loss(losses, memory.average[index], statistics)
+            loss = dynamic_bad_pair_loss(losses, memory["average"][index], statistics)
             memory = record_losses(memory, losses, index)
 
-    In the first epochs, the warm-up, take the plain mean and record only: the official code waits 50 of 80.
+    In the first epochs, the warm-up, take the plain mean and record only: the official code waits 50 of 80. The memory
+    is saved by `torch.save` as it is. A loss that is not finite makes the result so, but leaves the memory alone.
 
     Args:
         losses: of the pairs, with gradient; float16 and bfloat16 are computed in float32.

@@ -38,14 +38,16 @@ def pseudo_negatives(
     $$\mu_t=\alpha\mu_{t-1}+(1-\alpha)\bar\phi_t,\qquad\tilde\phi=\mu_t+\sigma\varepsilon$$
 
     No gradient flows through samples or mean. The official code puts the mean of the *previous batch*,
-    $\bar\phi_{t-1}$, in the place of $\mu_{t-1}$, which is then no running mean: `memory="batch"`.
+    $\bar\phi_{t-1}$, in the place of $\mu_{t-1}$, which is then no running mean: `memory="batch"`. A batch whose mean
+    is not finite shows in its samples, and what is handed on stays as it was.
 
     Args:
         features: real ones, whose mean over rows is $\bar\phi_t$.
         mean: $\mu_{t-1}$: what the last call returned, zeros to begin with (in the official code at each epoch).
         noise: $\varepsilon$, standard normal, a row a sample.
         momentum: $\alpha$ in $[0,1]$.
-        deviation: $\sigma\ge0$.
+        deviation: $\sigma\ge0$. The official code's `std_dev` is not this but the *variance*, $\sigma^2$: its
+            `std_dev=4` draws as `deviation=2`.
         memory: what is handed on to the next call, "average" for $\mu_t$ or "batch" for $\bar\phi_t$.
 
     Returns:
@@ -76,7 +78,9 @@ def pseudo_negatives(
             raise ValueError(f"{name}: expected {features.shape[-1]} dimensions, got {value.shape[-1]}")
     batch = features.detach().mean(0)
     average = momentum * mean.detach() + (1 - momentum) * batch
-    return average + deviation * noise, average if memory == "average" else batch
+    handed = average if memory == "average" else batch
+    # One bad batch would stay in the running mean for ever.
+    return average + deviation * noise, torch.where(handed.isfinite().all(), handed, mean.detach())
 
 
 def hyperbolic_pairwise_confusion(

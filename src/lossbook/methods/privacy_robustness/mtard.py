@@ -1,6 +1,6 @@
 """Zhao, Wang and Wei, Mitigating Accuracy-Robustness Trade-off via Balanced Multi-Teacher Adversarial Distillation."""
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from jaxtyping import Float, Int
@@ -25,8 +25,10 @@ Classes = Literal["mean", "sum"]
 OFFICIAL_OFFSET = 1e-5
 
 
-class Balance(NamedTuple):
-    """What the controllers carry from step to step; pairs name the robust teacher first, the clean one second.
+class Balance(TypedDict):
+    """What the controllers carry from step to step: a dictionary of tensors, to be saved as it is.
+
+    Pairs name the clean teacher first, the robust one second, as all of this module do.
 
     Attributes:
         temperatures: of the teachers.
@@ -36,7 +38,7 @@ class Balance(NamedTuple):
 
     Examples:
         >>> balance = start_balance(weights=(3.0, 1.0))
-        >>> balance.weights, balance.steps
+        >>> balance["weights"], balance["steps"]
         (tensor([0.7500, 0.2500]), tensor(0))
     """
 
@@ -51,14 +53,14 @@ class BalancedLoss(NamedTuple):
 
     Attributes:
         loss: to be minimised.
-        losses: of the robust and of the clean teacher, before they are weighted; no gradient.
+        losses: of the clean and of the robust teacher, before they are weighted; no gradient.
         entropies: of the teachers' tempered predictions; no gradient.
         balance: for the next step; no gradient.
 
     Examples:
         >>> student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[3.0, 0.0]])
         >>> step = b_mtard(student, student, teacher, teacher, start_balance())
-        >>> step.balance.steps, step.losses.shape
+        >>> step.balance["steps"], step.losses.shape
         (tensor(1), torch.Size([2]))
     """
 
@@ -161,15 +163,15 @@ def balance_temperatures(
 ) -> Float[Tensor, " 2"]:
     r"""One step of the entropy-based balance: cool the teacher with more entropy, heat the other.
 
-    $$\tau_a\leftarrow\tau_a-r\,\mathrm{sign}\Bigl(\frac{H_a}{H_n}-1\Bigr),\qquad
-      \tau_n\leftarrow\tau_n-r\,\mathrm{sign}\Bigl(\frac{H_n}{H_a}-1\Bigr)$$
+    $$\tau_n\leftarrow\tau_n-r\,\mathrm{sign}\Bigl(\frac{H_n}{H_a}-1\Bigr),\qquad
+      \tau_a\leftarrow\tau_a-r\,\mathrm{sign}\Bigl(\frac{H_a}{H_n}-1\Bigr)$$
 
-    and both are held between the bounds. Entropies are not negative, so the sign of $H_a-H_n$ is taken, which is the
-    same and does not divide by zero.
+    and both are held between the bounds. Entropies are not negative, so the sign of $H_n-H_a$ is taken, which is the
+    same and does not divide by zero. Where an entropy is not finite the temperatures stay as they are.
 
     Args:
-        temperatures: $\tau_a,\tau_n$.
-        entropies: $H_a,H_n$ at these temperatures.
+        temperatures: $\tau_n,\tau_a$, of the clean and of the robust teacher.
+        entropies: $H_n,H_a$ at these temperatures.
         rate: $r\ge0$, a number or a tensor without dimensions.
         lowest: bound of both temperatures, above 0.
         highest: likewise, at least `lowest`.
@@ -191,7 +193,8 @@ def balance_temperatures(
     temperatures, entropies = (
         shaped(name, value, "2") for name, value in (("temperatures", temperatures), ("entropies", entropies))
     )
-    return (temperatures - rate * (entropies - entropies.flip(-1)).sign()).clamp(lowest, highest)
+    moved = (temperatures - rate * (entropies - entropies.flip(-1)).sign()).clamp(lowest, highest)
+    return torch.where(entropies.isfinite().all(), moved, temperatures)
 
 
 def balance_weights(
@@ -204,15 +207,16 @@ def balance_weights(
 ) -> Float[Tensor, " 2"]:
     r"""One step of the normalization loss balance: weights follow the share of each relative loss.
 
-    $$w_i\leftarrow w_i-r\Bigl(w_i-\frac{\tilde L_i^\gamma}{\tilde L_a^\gamma+\tilde L_n^\gamma}\Bigr),\qquad
+    $$w_i\leftarrow w_i-r\Bigl(w_i-\frac{\tilde L_i^\gamma}{\tilde L_n^\gamma+\tilde L_a^\gamma}\Bigr),\qquad
       \tilde L_i=\frac{L_i}{L_i^{(0)}}$$
 
-    Weights that sum to 1 go on doing so, and stay between 0 and 1. Two losses of 0 count as equal.
+    Weights that sum to 1 go on doing so, and stay between 0 and 1. Two losses of 0 count as equal. Where a loss is not
+    finite the weights stay as they are.
 
     Args:
-        weights: $w_a,w_n$.
-        losses: $L_a,L_n\ge0$; no gradient flows to them.
-        anchors: the first losses $L_a^{(0)},L_n^{(0)}>0$.
+        weights: $w_n,w_a$, of the losses of the clean and of the robust teacher.
+        losses: $L_n,L_a\ge0$; no gradient flows to them.
+        anchors: the first losses $L_n^{(0)},L_a^{(0)}>0$.
         rate: $r$ in $[0,1]$, a number or a tensor without dimensions.
         exponent: $\gamma$; 1 in the journal version.
 
@@ -235,7 +239,8 @@ def balance_weights(
     tiny = torch.finfo(losses.dtype).tiny
     # Rounding may take a divergence below 0. The logarithm keeps a large exponent from overflowing.
     relative = losses.detach().clamp(min=tiny).log() - anchors.clamp(min=tiny).log()
-    return weights - rate * (weights - (exponent * relative).softmax(-1))
+    moved = weights - rate * (weights - (exponent * relative).softmax(-1))
+    return torch.where(losses.isfinite().all(), moved, weights)
 
 
 def start_balance(
@@ -248,7 +253,7 @@ def start_balance(
     """The controllers before the first step.
 
     Args:
-        temperatures: of the robust and of the clean teacher, above 0.
+        temperatures: of the clean and of the robust teacher, above 0.
         weights: of their losses, at least 0 and not both 0; they are divided by their sum.
         device: of the state.
         dtype: of the state.
@@ -261,7 +266,7 @@ def start_balance(
 
     Examples:
         >>> balance = start_balance(temperatures=(1.0, 2.0))
-        >>> balance.temperatures, balance.weights
+        >>> balance["temperatures"], balance["weights"]
         (tensor([1., 2.]), tensor([0.5000, 0.5000]))
     """
     for value in temperatures:
@@ -271,12 +276,12 @@ def start_balance(
     if not sum(weights) > 0:
         raise ValueError(f"weights: expected a positive sum, got {weights}")
     shares = [value / sum(weights) for value in weights]
-    return Balance(
-        torch.tensor(temperatures, device=device, dtype=dtype),
-        torch.tensor(shares, device=device, dtype=dtype),
-        torch.zeros(2, device=device, dtype=dtype),
-        torch.zeros((), device=device, dtype=torch.int64),
-    )
+    return {
+        "temperatures": torch.tensor(temperatures, device=device, dtype=dtype),
+        "weights": torch.tensor(shares, device=device, dtype=dtype),
+        "anchors": torch.zeros(2, device=device, dtype=dtype),
+        "steps": torch.zeros((), device=device, dtype=torch.int64),
+    }
 
 
 def b_mtard(
@@ -297,11 +302,12 @@ def b_mtard(
 ) -> BalancedLoss:
     r"""B-MTARD: learn clean inputs from a clean teacher, adversarial ones from a robust teacher, and balance the two.
 
-    $$L=w_aL_a+w_nL_n,\qquad L_a=\ell\bigl(S(x^*),T_a(x^*),\tau_a\bigr),\;L_n=\ell\bigl(S(x),T_n(x),\tau_n\bigr)$$
+    $$L=w_nL_n+w_aL_a,\qquad L_n=\ell\bigl(S(x),T_n(x),\tau_n\bigr),\;L_a=\ell\bigl(S(x^*),T_a(x^*),\tau_a\bigr)$$
 
     with $\ell$ of `teacher_divergence`. Weights are updated before they are used (`balance_weights`), temperatures
     after (`balance_temperatures`). With both rates 0 they stay as they started. Adversarial inputs $x^*$
-    raise the student's cross-entropy with the true class; the teachers have no part in them.
+    raise the student's cross-entropy with the true class; the teachers have no part in them. After a batch whose losses
+    or entropies are not finite, which the result shows, the balance is the old one.
 
     Args:
         logits: $S(x)$, of the student for clean inputs; float16 and bfloat16 are computed in float32.
@@ -328,27 +334,35 @@ def b_mtard(
         >>> student, attacked = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.5, 0.0]])
         >>> clean, robust = torch.tensor([[4.0, 0.0]]), torch.tensor([[1.0, 0.0]])  # teachers
         >>> step = b_mtard(student, attacked, clean, robust, start_balance())
-        >>> round(step.loss.item(), 3), step.balance.temperatures
-        (0.067, tensor([1.0000, 1.0010]))
+        >>> round(step.loss.item(), 3), step.balance["temperatures"]
+        (0.067, tensor([1.0010, 1.0000]))
     """
     anchor_steps = whole("anchor_steps", anchor_steps)
-    temperatures = shaped("balance.temperatures", balance.temperatures, "2")
+    temperatures = shaped('balance["temperatures"]', balance["temperatures"], "2")
     one_of("classes", classes, "mean", "sum")
     one_of("form", form, "paper", "official")
     names = ("adversarial_logits", "robust_teacher_logits"), ("logits", "clean_teacher_logits")
     attacked, robust = logit_pair(adversarial_logits, robust_teacher_logits, names[0])
     clean, accurate = logit_pair(logits, clean_teacher_logits, names[1])
     logit_pair(clean, attacked)
-    log_s = torch.stack([attacked, clean]).log_softmax(-1)
-    log_t = (torch.stack([robust, accurate]).detach() / temperatures[:, None, None]).log_softmax(-1)
+    log_s = torch.stack([clean, attacked]).log_softmax(-1)
+    log_t = (torch.stack([accurate, robust]).detach() / temperatures[:, None, None]).log_softmax(-1)
     losses = _divergences(log_s, log_t, classes, form).mean(-1)
     entropies = _entropies(log_t).mean(-1)
-    now, steps = losses.detach(), balance.steps
-    mean = balance.anchors + (now - balance.anchors) / (steps + 1)
-    anchors = torch.where(steps < anchor_steps, mean, balance.anchors)
-    weights = balance_weights(balance.weights, now, anchors, rate=weight_rate, exponent=exponent)
+    now, steps, anchors = losses.detach(), balance["steps"], balance["anchors"]
+    mean = anchors + (now - anchors) / (steps + 1)
+    anchors = torch.where(steps < anchor_steps, mean, anchors)
+    weights = balance_weights(balance["weights"], now, anchors, rate=weight_rate, exponent=exponent)
     cooled = balance_temperatures(temperatures, entropies, rate=temperature_rate, lowest=lowest, highest=highest)
-    return BalancedLoss((weights * losses).sum(), now, entropies, Balance(cooled, weights, anchors, steps + 1))
+    # One bad batch would stay in the anchors for ever.
+    good = now.isfinite().all() & entropies.isfinite().all()
+    new: Balance = {
+        "temperatures": torch.where(good, cooled, temperatures),
+        "weights": torch.where(good, weights, balance["weights"]),
+        "anchors": torch.where(good, anchors, balance["anchors"]),
+        "steps": torch.where(good, steps + 1, steps),
+    }
+    return BalancedLoss((weights * losses).sum(), now, entropies, new)
 
 
 def _entropies(log_p: Float[Tensor, "*n k"]) -> Float[Tensor, "*n"]:
