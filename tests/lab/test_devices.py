@@ -48,6 +48,9 @@ test_networks_on_any_device = on_any_device(
     partial(lora.add_lora(nets.cnn([4, 8]), rank=2), PICTURES),
     partial(lora.merge_lora, lora.add_lora(NETWORK, rank=2)),
     partial(lora.LoRA(nn.Linear(3, 2), rank=1), torch.randn(4, 3)),
+    only_on_cpu("what is saved is on the CPU", lora.lora_state, lora.add_lora(NETWORK, rank=2)),
+    only_on_cpu("scales are numbers", lora.load_lora, NETWORK, lora.lora_state(lora.add_lora(NETWORK, rank=2))),
+    only_on_cpu("scales are numbers", lora.unmerge_lora, NETWORK, lora.lora_state(lora.add_lora(NETWORK, rank=2))),
 )
 
 test_attacks_on_any_device = on_any_device(

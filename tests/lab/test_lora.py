@@ -1,10 +1,13 @@
 """Low-rank factors against peft, and that everything else stays frozen."""
 
+import copy
+import io
 import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm
 
 from lossbook import lab
 from lossbook.lab import lora
@@ -80,6 +83,203 @@ def test_merged_layer_is_the_adapted_one(layer, shape):
     assert not torch.allclose(ours(inputs), base(inputs))
     torch.testing.assert_close(ours.merged()(inputs), ours(inputs), rtol=1e-4, atol=1e-5)
     assert type(ours.merged()) is type(base)
+
+
+PARAMETRISED = {
+    "spectral": parametrizations.spectral_norm,
+    "weight": parametrizations.weight_norm,
+    "orthogonal": parametrizations.orthogonal,
+    "spectral by hook": spectral_norm,
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRISED)
+def test_parametrised_layers_are_merged_as_they_are_in_evaluation(name):
+    torch.manual_seed(0)
+    net, inputs = nn.Sequential(PARAMETRISED[name](nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 2)), torch.randn(7, 6)
+    with torch.no_grad():  # what a hook computes with gradients cannot be copied
+        net.train()(inputs)
+    ours = filled(lora.add_lora(net, rank=2, scale=0.7)).eval()
+    before = copy.deepcopy(ours.state_dict())
+    merged = lora.merge_lora(ours)
+    torch.testing.assert_close(merged(inputs), ours(inputs), rtol=1e-4, atol=1e-5)
+    # Plain for good: nothing acts on the weights when they are used or trained on.
+    assert not parametrize.is_parametrized(merged[0]) and not merged[0]._forward_pre_hooks
+    assert {name for name, _ in merged.named_parameters()} == {"0.bias", "0.weight", "2.bias", "2.weight"}
+    torch.testing.assert_close(merged.train()(inputs), merged.eval()(inputs))
+    assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["attention", "layer", "layers"])
+def test_attention_reads_the_weights_of_adapted_layers(kind, training):
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+    net = {
+        "attention": lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+        "layer": lambda: layer,
+        "layers": lambda: nn.TransformerEncoder(layer, 2),
+    }[kind]()
+    ours = filled(lora.add_lora(net, rank=2)).train(training)
+    inputs = torch.randn(3, 5, 8)
+
+    def call(module):
+        return module(inputs, inputs, inputs)[0] if kind == "attention" else module(inputs)
+
+    merged = lora.merge_lora(ours)
+    torch.testing.assert_close(call(ours), call(merged), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(call(ours), call(net.train(training)), atol=1e-3)
+    with torch.no_grad():  # in evaluation PyTorch takes another way, which reads weights itself
+        torch.testing.assert_close(call(ours), call(merged), rtol=1e-4, atol=1e-5)
+    factors = {name: value for name, value in ours.named_parameters() if value.requires_grad}
+    gradients = torch.autograd.grad(call(ours).square().sum(), list(factors.values()))
+    assert all(gradient.any() for gradient in gradients)
+    # That of the merged weights, by the chain rule.
+    name = next(name for name in factors if name.endswith("out_proj.down.weight"))
+    adapted, plain = (module.get_submodule(name.removesuffix(".down.weight")) for module in (ours, merged))
+    plain.requires_grad_(True)
+    (by_weight,) = torch.autograd.grad(call(merged).square().sum(), plain.weight)
+    found = dict(zip(factors, gradients, strict=True))[name]
+    torch.testing.assert_close(found, adapted.up.weight.T @ by_weight, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_asked_of_a_layer_is_answered():
+    ours = lora.LoRA(nn.Linear(7, 5, bias=False), rank=2)
+    assert (ours.in_features, ours.out_features, ours.bias) == (7, 5, None)
+    with pytest.raises(AttributeError):
+        _ = ours.kernel_size
+    with pytest.raises(AttributeError):
+        _ = ours.other
+
+
+def test_a_second_adapter_stands_beside_the_first():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    inputs = torch.randn(7, 6)
+    first = filled(lora.add_lora(net, rank=4, scale=0.5))
+    asked = []
+    second = lora.add_lora(first, rank=2, scale=0.25, where=lambda name, layer: not asked.append((name, type(layer))))
+    assert asked == [("0", nn.Linear), ("2", nn.Linear)]
+    assert torch.equal(second(inputs), first(inputs))
+    trained = [name for name, value in second.named_parameters() if value.requires_grad]
+    assert trained == ["0.down.weight", "0.up.weight", "2.down.weight", "2.up.weight"]
+    filled(second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = copy.deepcopy(net)
+        for name, rank, alpha in (("a", 4, 2.0), ("b", 2, 0.5)):
+            config = peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0", "2"])
+            theirs = peft.inject_adapter_in_model(config, theirs, adapter_name=name)
+    for index in (0, 2):
+        theirs[index].set_adapter(["a", "b"])
+        for name, adapter in (("a", second[index].base), ("b", second[index])):
+            theirs[index].lora_A[name].weight.data = adapter.down.weight.data.clone()
+            theirs[index].lora_B[name].weight.data = adapter.up.weight.data.clone()
+    torch.testing.assert_close(second(inputs), theirs(inputs))
+    torch.testing.assert_close(lora.merge_lora(second)(inputs), theirs(inputs), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(lora.load_lora(net, lora.lora_state(second))(inputs), theirs(inputs))
+
+
+def test_a_layer_in_two_places_stays_one():
+    torch.manual_seed(0)
+    shared = nn.Linear(4, 4)
+    ours = filled(lora.add_lora(nn.Sequential(shared, nn.ReLU(), shared), rank=2))
+    assert ours[0] is ours[2] and isinstance(ours[0], lora.LoRA)
+    merged, inputs = lora.merge_lora(ours), torch.randn(3, 4)
+    assert merged[0] is merged[2]
+    torch.testing.assert_close(merged(inputs), ours(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_factors_are_drawn_on_the_device_and_in_the_dtype_of_the_layer():
+    class Made(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                assert result.device.type == "meta", function
+            return result
+
+    with torch.device("meta"):
+        net = Net()
+    with Made():
+        ours = lora.add_lora(net, rank=3)
+    assert {value.device.type for value in ours.parameters()} == {"meta"}
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert {value.dtype for value in lora.add_lora(Net().to(dtype), rank=3).parameters()} == {dtype}
+        assert {value.dtype for value in lora.merge_lora(lora.add_lora(Net().to(dtype), rank=3)).parameters()} == {
+            dtype
+        }
+
+
+def test_merging_in_half_precision_rounds_once():
+    torch.manual_seed(0)
+    layer = filled(lora.LoRA(nn.Linear(64, 32).bfloat16(), rank=16, scale=0.3)).bfloat16()
+    exact = layer.base.weight.double() + 0.3 * layer.up.weight.double() @ layer.down.weight.double()
+    torch.testing.assert_close(layer.merged().weight, exact.bfloat16(), rtol=2**-8, atol=1e-6)
+    assert (layer.merged().weight == exact.bfloat16()).double().mean() > 0.99
+
+
+def test_factors_are_saved_and_loaded_alone():
+    torch.manual_seed(0)
+    net = Net()
+    ours = filled(lora.add_lora(net, rank=3, scale=0.1))
+    file = io.BytesIO()
+    torch.save(lora.lora_state(ours), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert {name.split(".", 1)[0] for name in state} == {name.split(".", 1)[0] for name in LAYERS}
+    assert sum(value.numel() for value in state.values()) == len(LAYERS) + sum(
+        value.numel() for value in ours.parameters() if value.requires_grad
+    )
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in state.items() if "scale" not in name)
+    loaded = lora.load_lora(net, state)
+    assert torch.equal(loaded(INPUTS), ours(INPUTS))
+    learns = [[name for name, value in each.named_parameters() if value.requires_grad] for each in (loaded, ours)]
+    assert learns[0] == learns[1]
+    single = filled(lora.LoRA(nn.Linear(4, 3), rank=2, scale=2.0))
+    again = lora.load_lora(single.base, lora.lora_state(single))
+    assert torch.equal(again(torch.ones(2, 4)), single(torch.ones(2, 4)))
+
+
+@pytest.mark.parametrize("adapters", [1, 2])
+def test_unmerging_is_the_inverse_of_merging(adapters):
+    torch.manual_seed(0)
+    net = Net().double()
+    ours = net
+    for _ in range(adapters):
+        ours = filled(lora.add_lora(ours, rank=3, scale=0.4)).double()
+    inputs, state = INPUTS.double(), lora.lora_state(ours)
+    merged = lora.merge_lora(ours)
+    again = lora.unmerge_lora(merged, state)
+    torch.testing.assert_close(again(inputs), ours(inputs), rtol=1e-10, atol=1e-10)
+    for name in LAYERS:
+        plain = again.get_submodule(name)
+        while isinstance(plain, lora.LoRA):
+            plain = plain.base
+        torch.testing.assert_close(plain.weight, net.get_submodule(name).weight.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(lora.lora_state(again), state)
+
+
+def test_states_that_do_not_fit_are_refused():
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    state = lora.lora_state(lora.add_lora(net, rank=2))
+    with pytest.raises(ValueError, match="module: expected a network with adapted layers"):
+        lora.lora_state(net)
+    with pytest.raises(ValueError, match=r"state: expected down.weight.*other"):
+        lora.load_lora(net, {**state, "other": torch.ones(())})
+    with pytest.raises(ValueError, match=r"state: expected down.weight.*1.scale"):
+        lora.load_lora(net, {name: value for name, value in state.items() if name != "1.scale"})
+    with pytest.raises(ValueError, match="state: expected down.weight"):
+        lora.load_lora(net, {})
+    with pytest.raises(ValueError, match=r"module: expected a network with the layers \['1'\]"):
+        lora.load_lora(net[:1], state)
+    with pytest.raises(ValueError, match=r"state: expected 1.down.weight.*\(2, 3\)"):
+        lora.load_lora(nn.Sequential(nn.Linear(4, 3), nn.Linear(5, 2)), state)
+    with pytest.raises(ValueError, match="base: expected a linear layer"):
+        lora.load_lora(nn.Sequential(nn.Linear(4, 3), nn.ReLU()), state)
+    with pytest.raises(ValueError, match="module: expected merged layers, got '0'"):
+        lora.unmerge_lora(nn.Sequential(parametrizations.weight_norm(net[0]), net[1]), state)
 
 
 def test_only_the_factors_learn_and_the_network_given_is_untouched():
