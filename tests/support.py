@@ -25,8 +25,12 @@ def annotations_unchecked():
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def unhooked(module: str) -> ModuleType:
-    """A second copy of a module of `lossbook.methods`, as users import it: the checker of annotations is not in it."""
+@contextmanager
+def without_hooks():
+    """Inside, what is imported of `lossbook.methods` is a second copy, as users import it: no annotation is checked.
+
+    torch.compile looks modules up by name while it runs, so that compiled calls belong inside as well.
+    """
     ours = {name: value for name, value in sys.modules.items() if name.startswith("lossbook.methods")}
     hooks = [finder for finder in sys.meta_path if type(finder).__module__.startswith("jaxtyping")]
     for name in ours:
@@ -34,12 +38,18 @@ def unhooked(module: str) -> ModuleType:
     for hook in hooks:
         sys.meta_path.remove(hook)
     try:
-        return import_module(module)
+        yield
     finally:
         for name in [name for name in sys.modules if name.startswith("lossbook.methods")]:
             del sys.modules[name]
         sys.modules.update(ours)
         sys.meta_path[:0] = hooks
+
+
+def unhooked(module: str) -> ModuleType:
+    """A second copy of a module of `lossbook.methods`, as users import it: the checker of annotations is not in it."""
+    with without_hooks():
+        return import_module(module)
 
 
 def one_graph(function: Callable, *, backward: bool = False) -> Callable:
