@@ -10,6 +10,7 @@ from types import ModuleType
 import jaxtyping
 import pytest
 import torch
+import torch._dynamo.symbolic_convert
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -31,6 +32,8 @@ def without_hooks():
 
     torch.compile looks modules up by name while it runs, so that compiled calls belong inside as well.
     """
+    found_by_compile = torch._dynamo.symbolic_convert._import_module
+    found_by_compile.cache_clear()
     ours = {name: value for name, value in sys.modules.items() if name.startswith("lossbook.methods")}
     hooks = [finder for finder in sys.meta_path if type(finder).__module__.startswith("jaxtyping")]
     for name in ours:
@@ -44,6 +47,7 @@ def without_hooks():
             del sys.modules[name]
         sys.modules.update(ours)
         sys.meta_path[:0] = hooks
+        found_by_compile.cache_clear()
 
 
 def unhooked(module: str) -> ModuleType:

@@ -1,10 +1,9 @@
 """Losses of adversarial training, which see a clean input and the one that an attack made of it."""
 
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, indices, logit_pair, number, reduce
+from lossbook.methods._validate import Reduction, cross_entropy, indices, logit_pair, number, reduce
 from lossbook.methods.divergences import kl_divergence
 
 __all__ = ["trades"]
@@ -27,7 +26,7 @@ def trades(
     Args:
         logits: $f(x)$, of clean inputs; float16 and bfloat16 are computed in float32.
         adversarial_logits: $f(x^*)$.
-        targets: true classes, $0$ to $k-1$.
+        targets: true classes, $0$ to $k-1$; with another number, -100 included, the loss is not a number.
         weight: $\beta\ge0$, a number or a tensor without dimensions.
         reduction: "mean", "sum", or "none" for the `n` losses.
 
@@ -45,5 +44,5 @@ def trades(
     weight = number("weight", weight, least=0.0)
     logits, adversarial_logits = logit_pair(logits, adversarial_logits)
     targets = indices("targets", targets, len(logits))
-    clean = F.cross_entropy(logits, targets, reduction="none")
+    clean = cross_entropy(logits, targets)
     return reduce(clean + weight * kl_divergence(logits, adversarial_logits, reduction="none"), reduction)

@@ -1,10 +1,9 @@
 """Adversarial distillation: a student learns from a robust teacher what to say under attack."""
 
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, indices, logit_pair, number, positive, reduce
+from lossbook.methods._validate import Reduction, cross_entropy, indices, matching, number, positive, reduce
 from lossbook.methods.divergences import kl_divergence
 
 __all__ = ["ard", "rslad"]
@@ -32,7 +31,7 @@ def ard(
         logits: $S(x)$, of the student for clean inputs; float16 and bfloat16 are computed in float32.
         adversarial_logits: $S(x^*)$.
         teacher_logits: $T(x)$.
-        targets: true classes, $0$ to $k-1$.
+        targets: true classes, $0$ to $k-1$; with another number, -100 included, the loss is not a number.
         temperature: $\tau>0$, a number or a tensor without dimensions.
         weight: $\alpha$ in $[0,1]$, likewise.
         reduction: "mean", "sum", or "none" for the `n` losses.
@@ -52,10 +51,11 @@ def ard(
     """
     temperature = positive("temperature", temperature)
     weight = number("weight", weight, 0.0, 1.0)
-    _, teacher_logits = logit_pair(logits, teacher_logits, ("logits", "teacher_logits"))
-    logits, adversarial_logits = logit_pair(logits, adversarial_logits)
+    logits, adversarial_logits, teacher_logits = matching(
+        "n k", logits=logits, adversarial_logits=adversarial_logits, teacher_logits=teacher_logits
+    )
     targets = indices("targets", targets, len(logits))
-    clean = F.cross_entropy(logits, targets, reduction="none")
+    clean = cross_entropy(logits, targets)
     tempered = teacher_logits.detach() / temperature
     match = kl_divergence(tempered, adversarial_logits / temperature, reduction="none")
     return reduce((1 - weight) * clean + weight * temperature**2 * match, reduction)
@@ -73,7 +73,8 @@ def rslad(
 
     $$\ell=(1-\beta)\,\mathrm{KL}(T(x)\|S(x))+\beta\,\mathrm{KL}(T(x)\|S(x^*))$$
 
-    The adversarial input $x^*$ raises the second divergence. No gradient flows to the teacher.
+    The adversarial input $x^*$ raises the second divergence. No gradient flows to the teacher. The authors' code takes
+    means over classes too: its loss is this one divided by their number $k$.
 
     Args:
         logits: $S(x)$, of the student for clean inputs; float16 and bfloat16 are computed in float32.
@@ -86,7 +87,8 @@ def rslad(
         ValueError: for shapes, dtypes or a weight other than these.
 
     Source:
-        Zi, Zhao, Ma and Jiang (2021), arXiv:2108.07969; the default weight is that of the authors' code.
+        Zi, Zhao, Ma and Jiang (2021), arXiv:2108.07969; the default weight is that of the authors' code, which takes a
+        mean over classes.
 
     Examples:
         >>> logits, attacked = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.5, 0.0]])
@@ -95,8 +97,9 @@ def rslad(
         0.261
     """
     weight = number("weight", weight, 0.0, 1.0)
-    _, teacher_logits = logit_pair(logits, teacher_logits, ("logits", "teacher_logits"))
-    logits, adversarial_logits = logit_pair(logits, adversarial_logits)
+    logits, adversarial_logits, teacher_logits = matching(
+        "n k", logits=logits, adversarial_logits=adversarial_logits, teacher_logits=teacher_logits
+    )
     teacher_logits = teacher_logits.detach()
     clean, attacked = (
         kl_divergence(teacher_logits, student, reduction="none") for student in (logits, adversarial_logits)

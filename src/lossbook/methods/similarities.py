@@ -107,7 +107,7 @@ def by_rows(
     if torch.compiler.is_compiling():
         # The last block is filled up with the last row; what that gives is cut off.
         padded = torch.arange(-(-len(queries) // rows) * rows, device=queries.device).clamp(max=len(queries) - 1)
-        found = loop(lambda some: losses(queries[some], some), padded.unflatten(0, (-1, rows)))
+        found = loop(lambda some, *_: losses(queries[some], some), padded.unflatten(0, (-1, rows)))
         return found.flatten(0, 1)[: len(queries)]
     blocks = zip(queries.split(rows), index.split(rows), strict=True)
     return torch.cat([checkpoint(losses, *block, use_reentrant=False, preserve_rng_state=False) for block in blocks])

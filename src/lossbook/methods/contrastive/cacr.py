@@ -261,7 +261,7 @@ def cacr_from_cosines(
     $$\ell_i=\alpha\,c_{ii}-\beta\sum_{j\ne i}\pi^-_{ij}c_{ij},\qquad c_{ij}=2-2\cos_{ij}$$
 
     Args:
-        cosines: of query $i$ and key $j$, float32 or float64, at least two rows.
+        cosines: of query $i$ and key $j$, at least two rows; float16 and bfloat16 are computed in float32.
         negative_scale, attraction, repulsion, detach, reduction: see `cacr_loss`.
 
     Source:
@@ -272,6 +272,7 @@ def cacr_from_cosines(
         >>> cacr_from_cosines(cosines, reduction="none").round(decimals=3)
         tensor([-1.6000, -1.8000])
     """
+    cosines = floating("cosines", cosines)
     if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or len(cosines) < 2:
         raise ValueError(f"cosines: expected shape (n, n) with n at least 2, got {tuple(cosines.shape)}")
     negative_scale = number("negative_scale", negative_scale, least=0.0)

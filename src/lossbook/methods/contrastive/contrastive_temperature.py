@@ -6,7 +6,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, indices, paired, positive, reduce, shaped
+from lossbook.methods._validate import (
+    Reduction,
+    floating,
+    indices,
+    number,
+    paired,
+    picked,
+    positive,
+    reduce,
+    shaped,
+    together,
+)
 from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = ["hard_info_nce", "relative_penalties", "simple_contrastive", "tolerance"]
@@ -38,6 +49,7 @@ def hard_info_nce(
         share: $\alpha$ in $(0,1]$, the share of the negatives that is kept, at least one. The paper: 0.0819 on CIFAR
             (4,095 of a memory of 50,000), 0.0315 on SVHN, 0.034 on ImageNet-100.
         positives: row of `keys` that is the positive of each query; by default query $i$ has key $i$, and $m=n$.
+            Without such a row the loss of the query is not a number.
         rows: compute the similarities of this many queries at a time: see `by_rows`.
         reduction: "mean", "sum", or "none" for the `n` losses.
 
@@ -57,7 +69,7 @@ def hard_info_nce(
         True
     """
     temperature = positive("temperature", temperature)
-    _check_share(share)
+    share = _checked_share(share)
     queries, keys, positives = _candidates(queries, keys, positives)
 
     def losses(some: Tensor, index: Tensor) -> Tensor:
@@ -74,6 +86,9 @@ def hard_info_nce_from_cosines(
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*n"]:
     """As `hard_info_nce`, of a matrix of cosines with the positives on its diagonal."""
+    temperature = positive("temperature", temperature)
+    share = _checked_share(share)
+    cosines = shaped("cosines", cosines, "n n")
     return reduce(_hard(cosines, _diagonal(cosines), temperature, share), reduction)
 
 
@@ -100,6 +115,7 @@ def simple_contrastive(
         weight: $\lambda>0$. None, the default, is one over the number of negatives kept, so that pull and push balance.
         share: $\alpha$ in $(0,1]$, the share of the negatives that is kept: see `hard_info_nce`.
         positives: row of `keys` that is the positive of each query; by default query $i$ has key $i$, and $m=n$.
+            Without such a row the loss of the query is not a number.
         rows: compute the similarities of this many queries at a time: see `by_rows`.
         reduction: "mean", "sum", or "none" for the `n` losses.
 
@@ -119,7 +135,7 @@ def simple_contrastive(
     """
     if weight is not None:
         weight = positive("weight", weight)
-    _check_share(share)
+    share = _checked_share(share)
     queries, keys, positives = _candidates(queries, keys, positives)
 
     def losses(some: Tensor, index: Tensor) -> Tensor:
@@ -136,6 +152,9 @@ def simple_contrastive_from_cosines(
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*n"]:
     """As `simple_contrastive`, of a matrix of cosines with the positives on its diagonal."""
+    weight = None if weight is None else positive("weight", weight)
+    share = _checked_share(share)
+    cosines = shaped("cosines", cosines, "n n")
     return reduce(_simple(cosines, _diagonal(cosines), weight, share), reduction)
 
 
@@ -228,15 +247,16 @@ def hardest(similarities: Float[Tensor, "n m"], positives: Int[Tensor, " n"], sh
 
 def _hard(cosines: Tensor, positives: Tensor, temperature: float | Tensor, share: float) -> Tensor:
     logits = cosines / temperature
-    pull = logits.gather(1, positives[:, None])[:, 0]
+    pull = picked(logits, positives)
     if share < 1:
-        kept = hardest(cosines, positives, share).scatter(1, positives[:, None], True)
+        own = positives[:, None] == torch.arange(cosines.shape[1], device=cosines.device)
+        kept = hardest(cosines, positives, share) | own
         logits = logits.masked_fill(~kept, -math.inf)
     return torch.logsumexp(logits, 1) - pull
 
 
 def _simple(cosines: Tensor, positives: Tensor, weight: float | Tensor | None, share: float) -> Tensor:
-    pull = cosines.gather(1, positives[:, None])[:, 0]
+    pull = picked(cosines, positives)
     kept = hardest(cosines, positives, share)
     push = (cosines * kept).sum(1)
     return (push / kept.sum(1).clamp(min=1) if weight is None else weight * push) - pull
@@ -251,18 +271,15 @@ def _candidates(queries: Tensor, keys: Tensor, positives: Tensor | None) -> tupl
     if positives is None:
         queries, keys = paired(queries, keys)
         return unit(queries), unit(keys), _diagonal(queries)
-    given = [getattr(value, "dtype", None) for value in (queries, keys)]
-    queries, keys = shaped("queries", queries, "n d"), shaped("keys", keys, "m d")
-    if queries.shape[1] != keys.shape[1] or given[0] != given[1]:
-        raise ValueError(
-            f"keys: expected {queries.shape[1]} columns of {given[0]} as in queries, got {keys.shape[1]} of {given[1]}"
-        )
+    queries, keys = together(queries=shaped("queries", queries, "n d"), keys=shaped("keys", keys, "m d"))
+    if queries.shape[1] != keys.shape[1]:
+        raise ValueError(f"keys: expected {queries.shape[1]} columns, as queries have, got {keys.shape[1]}")
     positives = indices("positives", positives, len(queries))
     return unit(queries), unit(keys), positives
 
 
-def _check_share(share: object) -> None:
-    if not isinstance(share, (int, float)) or isinstance(share, bool):
-        raise ValueError(f"share: expected a number, got {type(share).__name__}")
-    if not 0 < share <= 1:
+def _checked_share(share: float) -> float:
+    share = number("share", share)
+    if isinstance(share, Tensor) or not 0 < share <= 1:
         raise ValueError(f"share: expected a number above 0 and at most 1, got {share}")
+    return share

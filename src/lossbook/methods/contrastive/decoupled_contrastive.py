@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, paired, positive, reduce
+from lossbook.methods._validate import Reduction, floating, paired, positive, reduce
 from lossbook.methods.contrastive.infonce import two_view_terms
 from lossbook.methods.similarities import unit
 
@@ -141,6 +141,8 @@ def decoupled_contrastive_from_cosines(
     Negatives are then those of the other view. `sigma` None for DCL, $w_i=1$; else DCLW with weights held constant.
     """
     temperature = positive("temperature", temperature)
+    sigma = None if sigma is None else positive("sigma", sigma)
+    cosines = floating("cosines", cosines)
     if cosines.ndim != 2 or cosines.shape[0] != cosines.shape[1] or len(cosines) < 2:
         raise ValueError(f"cosines: expected shape (n, n) with n at least 2, got {tuple(cosines.shape)}")
     positives = cosines.diagonal()

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, alike, floating, number, one_of, reduce, shaped
+from lossbook.methods._validate import Reduction, number, one_of, reduce, shaped, together
 from lossbook.methods.similarities import inner_products, unit
 
 __all__ = ["brownian", "centroid_attraction", "centroids", "msbreg_loss", "singular_isotropy"]
@@ -72,8 +72,9 @@ def centroid_attraction(
         [0.0, 2.0]
     """
     one_of("pull", pull, "views", "centroid")
-    views, targets = _checked("views", views), _checked("targets", targets)
+    views, targets = together(views=shaped("views", views, "v n d"), targets=shaped("targets", targets, "w n d"))
     _like(targets, "targets", views)
+    views, targets = unit(views), unit(targets)
     goal = unit(targets.mean(0)).detach()
     centroids = views.mean(0) if pull == "views" else unit(views.mean(0))
     return reduce(2 - 2 * (centroids * goal).sum(-1), reduction)
@@ -108,12 +109,10 @@ def brownian(
         >>> brownian(views, kicks, reduction="none")
         tensor([1., 0., 0.])
     """
-    views = _checked("views", views)
-    kicks = floating("kicks", kicks)
+    views, kicks = together(views=shaped("views", views, "v n d"), kicks=kicks)
     if kicks.shape != views.shape[1:]:
         raise ValueError(f"kicks: expected shape {tuple(views.shape[1:])}, got {tuple(kicks.shape)}")
-    _like(kicks, "kicks", views)
-    return reduce((views.mean(0) * unit(kicks)).sum(-1), reduction)
+    return reduce((unit(views).mean(0) * unit(kicks)).sum(-1), reduction)
 
 
 def singular_isotropy(embeddings: Float[Tensor, "n d"], *, form: Form = "singular") -> Float[Tensor, ""]:
@@ -154,7 +153,10 @@ def singular_isotropy(embeddings: Float[Tensor, "n d"], *, form: Form = "singula
     rank = min(n, d)
     if form == "singular":
         # The squares and not the nuclear norm: at least 0 whatever the rounding; the difference in gradient is radial.
-        return (torch.linalg.svdvals(rows) * (rank / n) ** 0.5 - 1).square().mean()
+        # Of what is not finite there are no singular values, and the result is not a number.
+        finite = rows.isfinite().all()
+        values = torch.linalg.svdvals(torch.where(finite, rows, 0))
+        return torch.where(finite, (values * (rank / n) ** 0.5 - 1).square().mean(), torch.nan)
     gram = inner_products(rows.mT, rows.mT) if d <= n else inner_products(rows, rows)
     eye = torch.eye(rank, dtype=gram.dtype, device=gram.device)
     return (gram * (rank / n) - eye).square().sum() / rank
@@ -196,6 +198,7 @@ def msbreg_loss(
     """
     singular = number("singular", singular, least=0.0)
     brownian_weight = number("brownian_weight", brownian_weight, least=0.0)
+    views, targets, kicks = together(views=views, targets=targets, kicks=kicks)
     isotropy = torch.stack([singular_isotropy(view, form=form) for view in _checked("views", views)]).mean()
     return (
         centroid_attraction(views, targets, pull=pull) + singular * isotropy + brownian_weight * brownian(views, kicks)
@@ -208,8 +211,7 @@ def _checked(name: str, value: Tensor, shape: str = "v n d") -> Tensor:
 
 
 def _like(value: Tensor, name: str, views: Tensor) -> None:
-    """ValueError unless things, width, dtype and device are those of the views."""
+    """ValueError unless things and width are those of the views."""
     if value.shape[-2:] != views.shape[-2:]:
         wanted = ", ".join(map(str, views.shape[-2:]))
         raise ValueError(f"{name}: expected shape (..., {wanted}) as the views have, got {tuple(value.shape)}")
-    alike(name, value, "views", views, "dtype", "device")

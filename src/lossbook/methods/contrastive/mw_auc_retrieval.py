@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, alike, floating, indices, one_of, positive, reduce, shaped
+from lossbook.methods._validate import Reduction, floating, indices, one_of, positive, reduce, shaped, together
 from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = ["mann_whitney_from_cosines", "mann_whitney_from_scores", "mann_whitney_loss"]
@@ -57,9 +57,7 @@ def mann_whitney_from_scores(
         >>> round(mann_whitney_from_scores(positives, negatives, temperature=0.1).item(), 3)
         0.725
     """
-    scores = []
-    for name, value in (("positives", positives), ("negatives", negatives)):
-        scores.append(shaped(name, value, "n"))
+    scores = together(positives=shaped("positives", positives, "n"), negatives=shaped("negatives", negatives, "m"))
     temperature = positive("temperature", temperature)
     one_of("over_negatives", over_negatives, "sum", "mean")
     positives, negatives = (value / temperature for value in scores)
@@ -169,18 +167,14 @@ def mann_whitney_loss(
         >>> round(mann_whitney_loss(queries, passages, temperature=0.5).item(), 3)
         1.556
     """
-    values = []
-    for name, value in (("queries", queries), ("passages", passages)):
-        value = floating(name, value)
-        if value.ndim != 2 or 0 in value.shape:
-            raise ValueError(f"{name}: expected a matrix with at least one row and column, got {tuple(value.shape)}")
-        values.append(value)
+    queries, passages = together(
+        queries=shaped("queries", queries, "n d"), passages=shaped("passages", passages, "m d")
+    )
     n, d = queries.shape
     if passages.shape[1] != d or len(passages) < n:
         raise ValueError(f"passages: expected at least {n} rows of {d} numbers, got shape {tuple(passages.shape)}")
-    alike("passages", passages, "queries", queries, "dtype", "device")
     return mann_whitney_from_cosines(
-        inner_products(*map(unit, values)),
+        inner_products(unit(queries), unit(passages)),
         temperature=temperature,
         groups=groups,
         pool=pool,

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, paired
+from lossbook.methods._validate import Reduction, floating, paired
 from lossbook.methods.contrastive.infonce import diagonal_cross_entropy
 from lossbook.methods.similarities import cosine_similarity
 
@@ -23,7 +23,10 @@ def log_odds(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     embeddings coincide.
 
     Args:
-        cosines: values in $[-1,1]$, float32 or float64.
+        cosines: values in $[-1,1]$; float16 and bfloat16 are computed in float32.
+
+    Raises:
+        ValueError: if they are no floating-point tensor.
 
     Source:
         arXiv:2501.17683; the form with $\epsilon$ is ours.
@@ -32,6 +35,7 @@ def log_odds(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         >>> log_odds(torch.tensor([-0.5, 0.0, 0.5])).round(decimals=3)
         tensor([-1.0990,  0.0000,  1.0990])
     """
+    cosines = floating("cosines", cosines)
     epsilon = 4 * torch.finfo(cosines.dtype).eps
     cosines = cosines + (cosines.clamp(-1, 1) - cosines).detach()
     return torch.log1p(cosines + epsilon) - torch.log1p(epsilon - cosines)

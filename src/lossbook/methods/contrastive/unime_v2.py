@@ -11,14 +11,15 @@ from torch import Tensor
 from lossbook.methods._validate import (
     Reduction,
     alike,
-    floating,
     full_precision,
     indices,
     number,
     one_of,
+    picked,
     positive,
     reduce,
     shaped,
+    together,
     whole,
 )
 from lossbook.methods.similarities import unit
@@ -159,9 +160,8 @@ def select_negatives(
         >>> select_negatives(scores, torch.tensor([0.8]), count=3, stride=1).positions
         tensor([[1, 2, 3]])
     """
-    scores = shaped("scores", scores, "n m")
+    scores, target_scores = together(scores=shaped("scores", scores, "n m"), target_scores=target_scores)
     n, m = scores.shape
-    target_scores = floating("target_scores", target_scores)
     if target_scores.shape != (n,):
         raise ValueError(f"target_scores: expected shape ({n},), got {tuple(target_scores.shape)}")
     beta = number("beta", beta)
@@ -169,6 +169,8 @@ def select_negatives(
     count = whole("count", count, most=m)
     stride = whole("stride", stride)
     keep = scores <= target_scores[:, None] - beta
+    # What is not a number is no judgement: the query's scores are then not numbers either.
+    unknown = (scores.isnan().any(1) | target_scores.isnan())[:, None]
     kept = keep.sum(1)
     rank = keep.cumsum(1) - 1
     # By pass first, then by rank; what was dropped comes last.
@@ -179,7 +181,8 @@ def select_negatives(
     drawn = torch.rand(n, m, generator=generator, device=scores.device).argsort(1)[:, :count]
     none = (kept == 0)[:, None]
     positions = torch.where(none, drawn, chosen)
-    return MinedNegatives(positions, torch.where(none, fallback_score, scores.take_along_dim(positions, 1)), kept)
+    found = torch.where(none, fallback_score, scores.take_along_dim(positions, 1))
+    return MinedNegatives(positions, torch.where(unknown, math.nan, found), kept)
 
 
 def judge_alignment_from_cosines(
@@ -284,8 +287,7 @@ def judge_alignment(
         >>> round(judge_alignment(queries, candidates, scores, temperature=0.2).item(), 3)
         0.23
     """
-    queries = shaped("queries", queries, "n m")
-    candidates = floating("candidates", candidates)
+    queries, candidates = together(queries=shaped("queries", queries, "n d"), candidates=candidates)
     n, d = queries.shape
     if candidates.ndim != 3 or candidates.shape[::2] != (n, d) or 0 in candidates.shape:
         raise ValueError(f"candidates: expected shape ({n}, m, {d}) with m at least 1, got {tuple(candidates.shape)}")
@@ -312,7 +314,7 @@ def reranker_loss(
         target_log_odds: $z_t=y-n$, the logit of "Yes" less that of "No", for query and target.
         negative_log_odds: $z_h$, the same for query and hardest negative.
         position_logits: $r$, one for each place of the shuffled list.
-        positions: the target's place.
+        positions: the target's place; a place that the list has not makes the loss not a number.
         reduction: "mean", "sum", or "none" for the `n` losses.
 
     Raises:
@@ -334,12 +336,13 @@ def reranker_loss(
     if len(logits) != len(target):
         raise ValueError(f"position_logits: expected {len(target)} rows, got {len(logits)}")
     positions = indices("positions", positions, len(target))
+    target, negative, logits = together(target_log_odds=target, negative_log_odds=negative, position_logits=logits)
     pair = F.softplus(-target) + F.softplus(negative)
-    listed = torch.logsumexp(logits, 1) - logits.gather(1, positions[:, None])[:, 0]
+    listed = torch.logsumexp(logits, 1) - picked(logits, positions)
     return reduce(pair + listed, reduction)
 
 
 def _alike(name: str, value: object, other: str, second: object) -> tuple[Tensor, Tensor]:
-    value, second = floating(name, value), floating(other, second)
+    value, second = together(**{name: value, other: second})
     alike(other, second, name, value, "shape")
     return value, second

@@ -19,13 +19,17 @@ from torch import Tensor, nn
 from lossbook.methods._validate import (
     Reduction,
     alike,
+    cross_entropy,
     floating,
+    full_precision,
     indices,
+    matching,
     number,
     one_of,
     positive,
     reduce,
     shaped,
+    together,
     whole,
 )
 
@@ -123,8 +127,9 @@ def bottleneck_sample(
     shift = number("shift", shift)
     if noise is None:
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+    mean, rho, noise = together(mean=mean, rho=rho, noise=noise)
     alike("noise", noise, "mean", mean, "shape")
-    return mean + F.softplus(rho - shift) * floating("noise", noise)
+    return mean + F.softplus(rho - shift) * noise
 
 
 class StochasticBottleneck(nn.Module):
@@ -157,9 +162,8 @@ class StochasticBottleneck(nn.Module):
         """
         super().__init__()
         features = whole("features", features)
-        self.width = max(1, features // 2) if width is None else width
-        whole("width", self.width)
-        self.shift = shift
+        self.width = max(1, features // 2) if width is None else whole("width", width)
+        self.shift = number("shift", shift)
         self.linear = nn.Linear(features, 2 * self.width)
 
     def forward(
@@ -169,8 +173,10 @@ class StochasticBottleneck(nn.Module):
         *,
         generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"], Float[Tensor, "n k"]]:
-        r"""The code $z$ and its $\mu$ and $\rho$; `noise` and `generator` as in `bottleneck_sample`."""
-        mean, rho = self.linear(features).chunk(2, dim=1)
+        r"""The code $z$ its $\mu$ and $\rho$, in at least float32; `noise`, `generator`: see `bottleneck_sample`."""
+        features, weight, bias = together(features=features, weight=self.linear.weight, bias=self.linear.bias)
+        with full_precision(features):
+            mean, rho = F.linear(features, weight, bias).chunk(2, dim=1)
         return bottleneck_sample(mean, rho, noise, shift=self.shift, generator=generator), mean, rho
 
 
@@ -191,7 +197,7 @@ def mid_loss(
 
     Args:
         logits: from one draw of the code, $Vz$.
-        targets: classes.
+        targets: classes, $0$ to $c-1$; with another number the loss is not a number.
         mean, rho, shift, form: see `mid_kl`.
         beta: $\beta\ge0$; 0.003 is that of the faces in the published code, for 1,024 units.
         reduction: over inputs.
@@ -213,7 +219,8 @@ def mid_loss(
     beta = number("beta", beta, least=0.0)
     if len(mean) != len(logits):
         raise ValueError(f"mean: expected {len(logits)} rows, as of logits, got {len(mean)}")
-    fit = F.cross_entropy(logits, targets, reduction="none")
+    logits, mean, rho = together(logits=logits, mean=mean, rho=rho)
+    fit = cross_entropy(logits, targets)
     return reduce(fit + beta * mid_kl(mean, rho, shift=shift, form=form, reduction="none"), reduction)
 
 
@@ -247,7 +254,7 @@ def bottleneck_information(
         0.693
     """
     mean, rho = _codes(mean, rho)
-    noise = shaped("noise", noise, "r m k")
+    mean, rho, noise = together(mean=mean, rho=rho, noise=shaped("noise", noise, "r m k"))
     if noise.shape[1:] != mean.shape:
         raise ValueError(f"noise: expected shape (r, {mean.shape[0]}, {mean.shape[1]}), got {tuple(noise.shape)}")
     std, logs = F.softplus(rho - shift), _log_softplus(rho - shift).sum(1)
@@ -284,9 +291,13 @@ def linear_gaussian_information(
         0.347
     """
     weight = shaped("weight", weight, "d")
-    covariance = shaped("covariance", covariance, f"{len(weight)} {len(weight)}")
+    weight, covariance = together(
+        weight=weight, covariance=shaped("covariance", covariance, f"{len(weight)} {len(weight)}")
+    )
     noise = positive("noise", noise)
-    return 0.5 * torch.log1p((weight @ covariance @ weight).clamp(min=0) / noise**2)
+    with full_precision(weight):
+        signal = (weight @ covariance @ weight).clamp(min=0)
+    return 0.5 * torch.log1p(signal / noise**2)
 
 
 def linear_gaussian_shrinkage(
@@ -372,9 +383,11 @@ def linear_gaussian_mid(
         tensor([1.7870, 0.0000])
     """
     cross = shaped("cross", cross, "d")
-    covariance = shaped("covariance", covariance, f"{len(cross)} {len(cross)}")
-    weight = torch.linalg.solve(covariance, cross)
-    return linear_gaussian_shrinkage(weight @ cross, noise=noise, penalty=penalty) * weight
+    cross, covariance = together(cross=cross, covariance=shaped("covariance", covariance, f"{len(cross)} {len(cross)}"))
+    with full_precision(cross):
+        weight = torch.linalg.solve(covariance, cross)
+        signal = weight @ cross
+    return linear_gaussian_shrinkage(signal, noise=noise, penalty=penalty) * weight
 
 
 @dataclass(frozen=True)
@@ -416,7 +429,9 @@ class MIDTree:
 
     def __call__(self, inputs: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         """What is released: the class frequencies of each row's leaf."""
-        return self.frequencies[self.leaves(inputs)]
+        released = self.frequencies[self.leaves(inputs)]
+        # Not a number is in no leaf.
+        return torch.where(inputs.isnan().any(1, keepdim=True), torch.nan, released)
 
 
 class _Node(NamedTuple):
@@ -473,7 +488,14 @@ def mid_tree(
     depth = whole("depth", depth)
     least = whole("least", least)
     n = len(inputs)
-    labels = F.one_hot(targets, -1 if classes is None else classes).double()
+    classes = int(targets.max()) + 1 if classes is None else whole("classes", classes)
+    if not 0 <= int(targets.min()) <= int(targets.max()) < classes:
+        raise ValueError(
+            f"targets: expected classes from 0 to {classes - 1}, got {int(targets.min())} to {int(targets.max())}"
+        )
+    if inputs.isnan().any():
+        raise ValueError("inputs: expected numbers, got NaN")
+    labels = F.one_hot(targets, classes).double()
     order = inputs.argsort(dim=0, stable=True)
     nodes = [_Node(labels.mean(0))]
     open_nodes = [(0, torch.ones(n, dtype=torch.bool, device=inputs.device), 0)]
@@ -541,8 +563,7 @@ def inversion_bound(
 
 
 def _codes(mean: Tensor, rho: Tensor) -> tuple[Tensor, Tensor]:
-    mean, rho = shaped("mean", mean, "n k"), shaped("rho", rho, "n k")
-    alike("rho", rho, "mean", mean, "shape")
+    mean, rho = matching("n k", mean=mean, rho=rho)
     return mean, rho
 
 

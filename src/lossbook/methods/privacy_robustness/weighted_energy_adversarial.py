@@ -6,7 +6,18 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, indices, logit_pair, number, one_of, reduce, shaped
+from lossbook.methods._validate import (
+    Reduction,
+    cross_entropy,
+    indices,
+    logit_pair,
+    number,
+    one_of,
+    picked,
+    reduce,
+    shaped,
+    together,
+)
 from lossbook.methods.divergences import kl_divergence
 
 __all__ = ["divergence_in_energies", "energy_weights", "joint_energy", "marginal_energy", "weat"]
@@ -17,7 +28,7 @@ def joint_energy(logits: Float[Tensor, "n k"], targets: Int[Tensor, " n"]) -> Fl
 
     Args:
         logits: $f(x)$; float16 and bfloat16 are computed in float32.
-        targets: the classes.
+        targets: the classes, $0$ to $k-1$; with another number the energy is not a number.
 
     Raises:
         ValueError: for shapes or dtypes other than these.
@@ -31,7 +42,7 @@ def joint_energy(logits: Float[Tensor, "n k"], targets: Int[Tensor, " n"]) -> Fl
     """
     logits = shaped("logits", logits, "n k")
     targets = indices("targets", targets, len(logits))
-    return -logits.gather(1, targets[:, None])[:, 0]
+    return -picked(logits, targets)
 
 
 def marginal_energy(logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
@@ -136,7 +147,7 @@ def weat(
     Args:
         logits: $f(x)$, of clean inputs; float16 and bfloat16 are computed in float32.
         adversarial_logits: $f(x^*)$. The gradient flows through both.
-        targets: true classes, $0$ to $k-1$.
+        targets: true classes, $0$ to $k-1$; with another number, -100 included, the loss is not a number.
         weight: $\beta\ge0$, a number or a tensor without dimensions. The authors' code has 6 for the natural form and
             7 for the adversarial one.
         form: which prediction the cross-entropy looks at, "natural" or "adversarial".
@@ -161,10 +172,14 @@ def weat(
     weight = number("weight", weight, least=0.0)
     logits, adversarial_logits = logit_pair(logits, adversarial_logits)
     targets = indices("targets", targets, len(logits))
-    given = energy_weights(logits) if weights is None else shaped("weights", weights, "n").detach()
+    if weights is not None:
+        logits, adversarial_logits, weights = together(
+            logits=logits, adversarial_logits=adversarial_logits, weights=shaped("weights", weights, "n")
+        )
+    given = energy_weights(logits) if weights is None else weights.detach()
     if given.shape != targets.shape:
         raise ValueError(f"weights: expected shape ({len(logits)},), got {tuple(given.shape)}")
     asked = logits if form == "natural" else adversarial_logits
-    losses = F.cross_entropy(asked, targets, reduction="none")
+    losses = cross_entropy(asked, targets)
     losses = losses + weight * kl_divergence(logits, adversarial_logits, reduction="none")
     return reduce(given * losses, reduction)
