@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
-from importlib.metadata import files, requires, version
+from importlib.metadata import files, packages_distributions, requires, version
 from pathlib import Path
 from pkgutil import iter_modules
 
@@ -86,17 +86,120 @@ def test_importing_the_library_imports_nothing_heavy():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
+# What an installation with these extras lacks, seen from a fresh interpreter.
+HIDING = """
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *where: None if name.partition(".")[0] in {hidden} else find(name, *where)
+"""
+
+
+def with_extras(code: str, *extras: str, expect: int = 0) -> subprocess.CompletedProcess:
+    """Run code where nothing is installed but the library and these extras."""
+    lacking = needed("lossbook", ("dev",)) - needed("lossbook", extras)
+    hidden = {
+        module
+        for module, owners in packages_distributions().items()
+        if {canonicalize_name(owner) for owner in owners} <= lacking
+    }
+    code = HIDING.format(hidden=hidden) + code
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == expect, done.stderr
+    return done
+
+
 def test_methods_need_nothing_but_the_library_dependencies():
     code = """
-import sys
-for name in ("pandas", "seaborn", "sklearn", "scipy", "matplotlib", "IPython", "beartype"):
-    sys.modules[name] = None  # an import of it fails
-import lossbook
+import lossbook, torch
 for part in lossbook.methods.__all__:
     print(*getattr(lossbook.methods, part).__all__)
+x = torch.eye(3)
+lossbook.methods.contrastive.info_nce(x, x)
+try:
+    lossbook.methods.contrastive.graph_matching(x)
+except ModuleNotFoundError as error:
+    print(error)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert {"info_nce", "isometric_group_number"} <= set(done.stdout.split())
+    said = with_extras(code).stdout
+    assert {"info_nce", "isometric_group_number"} <= set(said.split())
+    assert said.endswith('graph matching needs scipy: pip install "lossbook[methods]"\n')
+    assert with_extras(code, "methods").stdout == said[: said.index("graph matching needs")]
+
+
+@pytest.mark.parametrize("code", ["import lossbook.lab", "from lossbook import lab", "from lossbook import *",
+    "from lossbook.lab import attacks", "import lossbook.lab.fitting"])  # fmt: skip
+def test_a_missing_bench_is_named(code):
+    last = with_extras(code, "methods", expect=1).stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r'ModuleNotFoundError: the bench, lossbook.lab, needs IPython, .*, tqdm: pip install "lossbook\[lab\]"', last
+    )
+    assert "scipy" not in last
+
+
+def test_asking_for_a_missing_bench_is_no_error():
+    code = """
+import inspect, lossbook
+assert hasattr(lossbook, "methods") and not hasattr(lossbook, "lab") and getattr(lossbook, "lab", None) is None
+inspect.getmembers(lossbook)
+try:
+    lossbook.lab
+except AttributeError as error:
+    print(error)
+"""
+    said = with_extras(code).stdout
+    assert said.startswith("module 'lossbook' has no attribute 'lab': the bench, lossbook.lab, needs IPython, matplotlib, ")
+    assert said.endswith('pip install "lossbook[lab]"\n')
+
+
+def test_a_missing_book_is_named():
+    code = 'import sys\nsys.argv = ["lossbook", "list"]\nfrom lossbook.press.cli.main import main\nmain()'
+    said = with_extras(code, "lab", expect=1).stderr
+    assert re.fullmatch(
+        r'lossbook: \w+ is not installed; running the book needs: pip install "lossbook\[book\]"\n', said
+    )
+
+
+def test_the_bench_needs_nothing_but_its_extra():
+    """Some calls; and all that it imports, also within functions, is looked for before it is imported."""
+    code = """
+import pkgutil, torch
+from importlib import import_module
+from lossbook import lab
+for module in pkgutil.iter_modules(lab.__path__):
+    import_module(f"lossbook.lab.{module.name}")
+lab.use_theme()
+train, test = lab.load("digits", split="train"), lab.load("digits", split="test")
+flat = [(each.inputs.flatten(1), each.targets) for each in (train, test)]
+print(lab.linear_probe(*flat[0], flat[1])[0] > 0.9)
+print(lab.mean_interval([1.0, 2.0, 3.0]))
+from lossbook.lab.data.sentences import SentenceEncoder
+try:
+    SentenceEncoder()
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    said = with_extras(code, "lab").stdout
+    assert "True" in said and said.endswith(
+        'SentenceEncoder needs safetensors, tokenizers: pip install "lossbook[sentences]"\n'
+    )
+    tree = ast.parse((ROOT / "src/lossbook/lab/_needs.py").read_text())
+    [looked_for] = [{each.value for each in node.args} for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    files = [*(ROOT / "src/lossbook/lab").rglob("*.py"), ROOT / "src/lossbook/formats.py"]
+    own = {"numpy", "torch", "jaxtyping"}
+    # (These, of one module, its extra `sentences` brings.)
+    assert imported(*files) == looked_for | own | {"safetensors", "tokenizers"}
+    assert imported(*(ROOT / "src/lossbook/methods").rglob("*.py")) == own | {"scipy"}
+    owners = packages_distributions()
+    extra = {Requirement(text).name for text in PROJECT["optional-dependencies"]["lab"]} - {"lossbook"}
+    assert {canonicalize_name(owners[name][0]) for name in looked_for} == extra
+
+
+def imported(*files: Path) -> set[str]:
+    """The other libraries that files import, anywhere in them."""
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)]
+    return {name.partition(".")[0] for name in names} - sys.stdlib_module_names - {"lossbook"}
 
 
 def test_an_unknown_attribute_is_an_attribute_error():

@@ -21,5 +21,9 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> ModuleType:
         if name in __all__:
-            return import_module(f"lossbook.{name}")
+            try:
+                return import_module(f"lossbook.{name}")
+            except ModuleNotFoundError as error:
+                # What `hasattr` expects; an import statement then tries for itself, and raises the error as it is.
+                raise AttributeError(f"module 'lossbook' has no attribute {name!r}: {error}") from error
         raise AttributeError(f"module 'lossbook' has no attribute {name!r}")

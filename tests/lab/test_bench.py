@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,6 +28,28 @@ def test_the_bench_loads_what_is_flat_and_no_topic():
     homes = {getattr(lab, name).__module__ for name in lab.__all__}
     assert {name for name in loaded if not name.split(".")[-1].startswith("_")} == homes
     assert len(homes) < len([*iter_modules(lab.__path__)])
+
+
+def test_the_bench_leaves_the_process_its_threads():
+    """One thread a process is for the book's kernels (see test_runs and test_warm), which know what runs beside them."""
+    code = """
+import os, sys
+before = dict(os.environ)
+if sys.argv[1:]:
+    import torch
+    torch.set_num_threads(3)
+from lossbook import lab
+import torch
+print(torch.get_num_threads(), dict(os.environ) == before)
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    own = [sys.executable, "-c", "import torch; print(torch.get_num_threads(), True)"]
+    for command, expected in (
+        ([sys.executable, "-c", code, "set"], "3 True\n"),
+        ([sys.executable, "-c", code], subprocess.run(own, capture_output=True, text=True, env=environment).stdout),
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.stdout == expected, done.stderr
 
 
 @pytest.mark.parametrize("name", [i.name for i in iter_modules(lab.__path__) if not i.name.startswith("_")])

@@ -69,6 +69,15 @@ def test_the_kernel_is_this_interpreter_in_a_calm_environment(tiny, tmp_path):
     assert printed(read(tiny.root / done.stdout.strip())) == f"{sys.executable} 3 passive {where}\n"
 
 
+def test_a_kernel_has_one_thread_unless_more_are_asked_for(tiny, monkeypatch):
+    for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    tiny.notebook("paper", "import os, torch\nprint(torch.get_num_threads(), os.environ['OMP_WAIT_POLICY'])")
+    for asked, threads in (({}, 1), ({"OMP_NUM_THREADS": "2"}, 2)):
+        done = tiny.run("run", "paper", **asked)
+        assert printed(read(tiny.root / done.stdout.strip())) == f"{threads} passive\n"
+
+
 def test_an_exception_is_located(tiny):
     script = tiny.notebook(
         "paper", "x = 1\n\n# %%\ndef f(x):\n    return x / 0\n\n# %%\ny = 2\n\nf(y)\n\n# %%\nprint('never')\n"

@@ -1,17 +1,6 @@
 """The bench that every experiment uses: data, fitting, evaluation, statistics, ledger, plots."""
 
-import os
-import sys
-
-# A second thread that spins beside a busy process costs more than it brings; both can be asked for.
-if "torch" not in sys.modules:
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-import torch
-
-if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(1)
-
+from lossbook.lab import _needs  # noqa: F401 - first, since it says what is missing
 from lossbook.lab.data import load
 from lossbook.lab.evaluate import accuracies, accuracy, k_nearest_neighbours, linear_probe
 from lossbook.lab.fitting import choose_device, fit, grid

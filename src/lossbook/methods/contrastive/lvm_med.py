@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lossbook._extras import require
 from lossbook.methods._validate import Reduction, floating, indices, paired, positive, reduce, shaped, whole
 from lossbook.methods.similarities import cosine_similarity, inner_products, unit
 
@@ -373,7 +374,7 @@ def _check_vertices(vertices: Tensor, edges: Edges | None) -> Tensor:
 
 def _assign(affinity: Tensor) -> Tensor:
     """Linear assignment of each problem of a batch, `(b, n, n)` to `(b, n)`."""
-    # The library needs SciPy for this alone.
+    require("scipy", extra="methods", by="graph matching")
     from scipy.optimize import linear_sum_assignment
 
     problems = affinity.detach().cpu().double().numpy()

@@ -54,7 +54,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if (error.name or "lossbook").startswith("lossbook"):
             raise
-        _end(f"{error.name} is not installed; running the book needs: pip install 'lossbook[book]'", 1)
+        _end(f'{error.name} is not installed; running the book needs: pip install "lossbook[book]"', 1)
     except BrokenPipeError:
         # Whoever read us has enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
