@@ -123,6 +123,24 @@ def test_attention_is_scaled_dot_product_attention(temperature):
     assert (attention.triu(1) == 0).all()
 
 
+def test_attention_of_half_precision_is_computed_in_single():
+    model = transformer(temperature=True).float()
+    attention, x = model.blocks[0].attention, torch.randn(2, 7, 12, generator=torch.Generator().manual_seed(0))
+    for half in (False, True):
+        part, values = (attention.bfloat16(), x.bfloat16()) if half else (attention, x)
+        with torch.autocast("cpu", enabled=not half):
+            out, found = part(values)
+            q, k, v = part.inputs(values).view(2, 7, 3, 3, 4).permute(2, 0, 3, 1, 4).double()
+        temperature = attention.log_temperature.double().exp()[:, None, None]
+        later = torch.ones(7, 7, dtype=torch.bool).triu(1)
+        exact = (q @ k.mT / 2 / temperature).masked_fill(later, -math.inf).softmax(-1)
+        assert found.dtype == torch.float32 and out.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+        expected = attention.outputs.double()((exact @ v).transpose(1, 2).reshape(2, 7, 12))
+        torch.testing.assert_close(out.double(), expected, rtol=3e-2, atol=3e-2)
+        attention.float()
+
+
 def test_scales_of_the_feed_forward_step():
     model, tokens = transformer(scaled_ffn=True, layers=1), some_tokens(2, 5)
     block = model.blocks[0]

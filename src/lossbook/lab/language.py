@@ -4,6 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -125,12 +126,17 @@ class _Attention(nn.Module):
     def forward(self, x: Float[Tensor, "b t d"]) -> tuple[Float[Tensor, "b t d"], Float[Tensor, "b h t t"]]:
         b, t, d = x.shape
         query, key, value = self.inputs(x).view(b, t, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        # In float32 at least: half precision, as of autocast, moves entropies in the third digit.
+        query, key = (each.to(torch.promote_types(each.dtype, torch.float32)) for each in (query, key))
         query = query / math.sqrt(d // self.heads)
         if self.log_temperature is not None:
-            query = query * torch.exp(-self.log_temperature)[:, None, None]
+            query = query * torch.exp(-self.log_temperature.to(query.dtype))[:, None, None]
         later = torch.ones(t, t, dtype=torch.bool, device=x.device).triu(1)
-        attention = (query @ key.transpose(-1, -2)).masked_fill(later, -math.inf).softmax(-1)
-        return self.outputs((attention @ value).transpose(1, 2).reshape(b, t, d)), attention
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            logits = query @ key.transpose(-1, -2)
+        attention = logits.masked_fill(later, -math.inf).softmax(-1)
+        return self.outputs((attention.to(value.dtype) @ value).transpose(1, 2).reshape(b, t, d)), attention
 
 
 _NORMS = {"layer": nn.LayerNorm, "rms": nn.RMSNorm, "none": lambda width: nn.Identity()}

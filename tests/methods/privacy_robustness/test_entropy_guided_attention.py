@@ -56,6 +56,74 @@ def test_attention_stays_finite_at_extreme_logits_and_in_half_precision():
         assert gradient.isfinite().all() and gradient.dtype == dtype
 
 
+def test_autocast_changes_nothing():
+    query, key = (random(3, 2, 9, 16, seed=seed, dtype=torch.float32) for seed in (0, 1))
+    first, second, bias = (random(*shape, dtype=torch.float32) for shape in ((16, 9), (5, 16), (16,)))
+    norm = SpectralNormalisation(first, start=50).eval()
+    calls = (
+        lambda: causal_attention(query, key),
+        lambda: causal_attention(query, key, temperature=torch.tensor([0.5, 2.0])),
+        lambda: merged_linear(first, second, first_bias=bias),
+        lambda: norm(first),
+        lambda: SpectralNormalisation(first, start=50)(first),
+    )
+    for call in calls:
+        expected = call()
+        with torch.autocast("cpu"):
+            torch.testing.assert_close(call(), expected, rtol=0, atol=0)
+
+
+def test_dtypes_are_promoted():
+    query, key = random(2, 4, 3), random(2, 4, 3, seed=1)
+    mixed = causal_attention(query.bfloat16(), key, temperature=torch.ones(2).half())
+    torch.testing.assert_close(mixed, causal_attention(query.bfloat16().double(), key))
+    weight, bias = merged_linear(random(4, 3).half(), random(2, 4), first_bias=random(4).bfloat16())
+    expected = merged_linear(random(4, 3).half().double(), random(2, 4), first_bias=random(4).bfloat16().double())
+    torch.testing.assert_close((weight, bias), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_normalisations_of_half_precision_are_computed_in_single(dtype):
+    weight = (100 * random(64, 300)).to(dtype)  # its squares overflow half precision
+    spectral = SpectralNormalisation(weight, start=3000)
+    exact = weight.double() / torch.linalg.matrix_norm(weight.double(), 2)
+    assert spectral(weight).dtype == dtype
+    torch.testing.assert_close(spectral(weight).double(), exact, rtol=1e-2, atol=1e-4)
+    length = torch.full((64, 1), 2.0, dtype=dtype)
+    rows = WeightNormalisation()(length, weight)
+    assert rows.dtype == dtype
+    torch.testing.assert_close(rows.double(), 2 * F.normalize(weight.double()), rtol=1e-2, atol=1e-3)
+    spectral.half()
+    assert spectral(weight.half()).dtype == torch.float16
+
+
+@pytest.mark.parametrize("band", ["jump", "hinge"])
+@pytest.mark.parametrize("ceiling", ["context", "row"])
+def test_not_a_number_is_not_inside_the_band(band, ceiling):
+    entropies = torch.full((2, 1, 3, 4), 0.7, dtype=torch.float64)
+    entropies[..., 0] = 0  # all that the first row can have
+    entropies[1, 0, 2, 3] = math.nan
+    penalty = entropy_penalty(entropies, torch.full((3,), 0.5), margin=10.0, band=band, ceiling=ceiling)
+    assert penalty.isnan()
+    assert entropy_penalty(entropies[:1], torch.full((3,), 0.5), margin=10.0, band=band, ceiling=ceiling) == 0
+
+
+def test_the_ceiling_of_a_context_longer_than_the_sequence():
+    entropies = random(2, 3, 4, 5).abs()
+    thresholds = torch.rand(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for context in (5, 128):
+        deviation = entropies - thresholds[:, None, :, None] * math.log(context)
+        outside = deviation.abs() > 0.2 * math.log(context)
+        expected = 0.1 * (deviation.square() * outside).sum() / 8
+        found = entropy_penalty(entropies, thresholds, weight=0.1, context=context)
+        torch.testing.assert_close(found, expected)
+    assert entropy_penalty(entropies, thresholds, context=5) == entropy_penalty(entropies, thresholds)
+    # What a causal row can reach at most: of equal shares, the logarithm of how many it sees.
+    equal = torch.ones(5, 5, dtype=torch.float64).tril()
+    highest = attention_entropy(equal / equal.sum(-1, keepdim=True)).expand(1, 1, 1, 5)
+    assert entropy_penalty(highest, torch.ones(1, dtype=torch.float64), ceiling="row", margin=0.01) == 0
+
+
 def test_entropy_is_that_of_a_categorical():
     logits = random(3, 4, 7).requires_grad_()
     theirs = torch.distributions.Categorical(logits=logits).entropy()
@@ -335,6 +403,8 @@ def test_bad_input_is_refused():
         ("rows", "none"),
     ]:
         rejects(entropy_penalty, e, thresholds, **{name: value}, names=name)
+    rejects(entropy_penalty, e, thresholds, context=4, names="context")
+    rejects(entropy_penalty, e, thresholds, context=9, ceiling="row", names="context")
     w = torch.ones(4, 3)
     rejects(merged_linear, w, w, names="second")
     rejects(merged_linear, w, torch.ones(2, 4), first_bias=torch.ones(3), names="first_bias")

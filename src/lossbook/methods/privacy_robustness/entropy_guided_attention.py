@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lossbook.methods._validate import alike, floating, number, one_of, shaped, whole
+from lossbook.methods._validate import alike, floating, full_precision, number, one_of, shaped, together, whole
 
 __all__ = [
     "SpectralNormalisation",
@@ -31,7 +31,7 @@ def causal_attention(
     $$a_{ij}=\frac{e^{z_{ij}/t_h}}{\sum_{k\le i}e^{z_{ik}/t_h}}\ (j\le i),\qquad z_{ij}=\frac{q_i^\top k_j}{\sqrt d}$$
 
     Args:
-        query: one row a position; float16 and bfloat16 are computed in float32.
+        query: one row a position; float16 and bfloat16 are computed in float32, without autocast.
         key: as `query`.
         temperature: $t_h>0$ of each head; None for 1.
 
@@ -51,13 +51,14 @@ def causal_attention(
                  [0.5000, 0.5000, 0.0000],
                  [0.3330, 0.3330, 0.3330]]])
     """
-    query, key = floating("query", query), floating("key", key)
+    query, key = together(query=query, key=key)
     if query.ndim < 3 or 0 in query.shape:
         raise ValueError(f"query: expected shape (..., heads, t, d), no dimension of it 0, got {tuple(query.shape)}")
     alike("key", key, "query", query, "shape")
-    logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    with full_precision(query):
+        logits = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     if temperature is not None:
-        temperature = floating("temperature", temperature)
+        logits, temperature = together(logits=logits, temperature=temperature)
         if tuple(temperature.shape) != (query.shape[-3],):
             raise ValueError(
                 f"temperature: expected shape (heads,) = ({query.shape[-3]},), got {tuple(temperature.shape)}"
@@ -107,6 +108,7 @@ def entropy_penalty(
     weight: float | Float[Tensor, ""] = 1e-5,
     margin: float = 0.2,
     ceiling: Literal["context", "row"] = "context",
+    context: int | None = None,
     band: Literal["jump", "hinge"] = "jump",
     rows: Literal["sum", "mean"] = "sum",
 ) -> Float[Tensor, ""]:
@@ -115,7 +117,7 @@ def entropy_penalty(
     $$L=\frac{\lambda}{N_lN_h}\sum_{l,h}\sum_{b,i}\Delta^2\,\mathbb 1[|\Delta|>m_i],\qquad
     \Delta=H^{(l,h)}_{b,i}-\theta_{lh}E_i,\quad m_i=\gamma E_i$$
 
-    with $E_i=\log t$. It is 0 inside the band and jumps by $\lambda m_i^2/(N_lN_h)$ at its edge; the gradient does not
+    with $E_i=\log T$. It is 0 inside the band and jumps by $\lambda m_i^2/(N_lN_h)$ at its edge; the gradient does not
     see the jump. Row $i$ cannot reach an entropy above $\log i$, so the first rows are below the band whatever the
     model does.
 
@@ -126,15 +128,17 @@ def entropy_penalty(
             has it.
         weight: $\lambda\ge0$.
         margin: $\gamma\ge0$, half the width of the band in parts of $E_i$.
-        ceiling: "context": $E_i=\log t$ for all rows, as the official code has it; "row": $E_i=\log i$, which
-            row $i$ can reach.
+        ceiling: "context": $E_i=\log T$ for all rows, as the official code has it; "row": $E_i=\log i$, the most that
+            row $i=1,2,\dots$ can reach, which sees $i$ positions.
+        context: $T$ of the ceiling "context", at least $t$; None for $t$ itself. The official code has the model's
+            longest context, which matters where sequences are shorter.
         band: "jump", or "hinge" for $\max(0,|\Delta|-m_i)^2$ in place of $\Delta^2\,\mathbb1[|\Delta|>m_i]$, which is
             continuous.
         rows: "sum" over batch and rows, as the official code has it, or "mean", which does not grow with their number:
             the same penalty for $\lambda$ times their number.
 
     Returns:
-        A number, at least 0.
+        A number, at least 0; NaN where an entropy is.
 
     Raises:
         ValueError: for shapes, dtypes or hyperparameters other than these.
@@ -159,18 +163,23 @@ def entropy_penalty(
     weight = number("weight", weight, 0.0)
     margin = number("margin", margin, 0.0)
     one_of("ceiling", ceiling, "context", "row")
+    if context is not None:
+        context = whole("context", context, least=length)
+        if ceiling == "row":
+            raise ValueError(f'context: expected None with ceiling="row", got {context}')
     one_of("band", band, "jump", "hinge")
     one_of("rows", rows, "sum", "mean")
     if ceiling == "row":
         limit = torch.arange(1, length + 1, device=entropies.device, dtype=entropies.dtype).log()
     else:
-        limit = torch.full((length,), math.log(length), device=entropies.device, dtype=entropies.dtype)
+        limit = torch.full((length,), math.log(context or length), device=entropies.device, dtype=entropies.dtype)
     deviation = entropies - thresholds.expand(layers, heads)[:, None, :, None] * limit
     width = margin * limit
     if band == "hinge":
         penalties = (deviation.abs() - width).clamp(min=0).square()
     else:
-        penalties = torch.where(deviation.abs() > width, deviation, torch.zeros_like(deviation)).square()
+        # What is not a number is not inside.
+        penalties = torch.where(deviation.abs() <= width, 0, deviation).square()
     over_rows = penalties.sum((1, 3)) if rows == "sum" else penalties.mean((1, 3))
     return weight * over_rows.mean()
 
@@ -187,7 +196,7 @@ def merged_linear(
     $$W_2(W_1x+b_1)+b_2=(W_2W_1)\,x+(W_2b_1+b_2)$$
 
     Args:
-        first: $W_1$; float16 and bfloat16 are computed in float32.
+        first: $W_1$; float16 and bfloat16 are computed in float32, without autocast.
         second: $W_2$.
         first_bias: $b_1$; None for 0.
         second_bias: $b_2$; None for 0.
@@ -208,7 +217,7 @@ def merged_linear(
         >>> torch.allclose(weight.sum(1) + bias, second(first(torch.ones(4))), atol=1e-5)
         True
     """
-    first, second = shaped("first", first, "hidden inputs"), floating("second", second)
+    first, second = together(first=shaped("first", first, "hidden inputs"), second=second)
     if second.ndim != 2 or second.shape[1] != first.shape[0]:
         raise ValueError(f"second: expected shape (outputs, {first.shape[0]}), got {tuple(second.shape)}")
     bias = second.new_zeros(second.shape[0]) if second_bias is None else floating("second_bias", second_bias)
@@ -218,8 +227,12 @@ def merged_linear(
         first_bias = floating("first_bias", first_bias)
         if tuple(first_bias.shape) != (first.shape[0],):
             raise ValueError(f"first_bias: expected shape ({first.shape[0]},), got {tuple(first_bias.shape)}")
-        bias = bias + second @ first_bias
-    return second @ first, bias
+        second, first_bias = together(second=second, first_bias=first_bias)
+        with full_precision(second):
+            bias = bias + second @ first_bias
+    first, second = together(first=first, second=second)
+    with full_precision(second):
+        return second @ first, bias
 
 
 class WeightNormalisation(nn.Module):
@@ -242,9 +255,11 @@ class WeightNormalisation(nn.Module):
         self, length: Float[Tensor, "outputs 1"], direction: Float[Tensor, "outputs inputs"]
     ) -> Float[Tensor, "outputs inputs"]:
         """The weight."""
+        length_, direction_ = together(length=length, direction=direction)
         # A row of zeros has no direction, and stays.
-        smallest = torch.finfo(direction.dtype).tiny
-        return length * direction / direction.norm(dim=1, keepdim=True).clamp(min=smallest)
+        smallest = torch.finfo(direction_.dtype).tiny
+        weight = length_ * direction_ / direction_.norm(dim=1, keepdim=True).clamp(min=smallest)
+        return weight.to(direction.dtype)
 
     def right_inverse(
         self, weight: Float[Tensor, "outputs inputs"]
@@ -289,19 +304,22 @@ class SpectralNormalisation(nn.Module):
         weight = shaped("weight", weight.detach(), "outputs inputs")
         start = whole("start", start)
         left = weight.new_ones(len(weight)) + torch.arange(len(weight), device=weight.device) / len(weight)
-        for _ in range(start):
-            left = _towards_left(weight, left)
+        with full_precision(weight):
+            for _ in range(start):
+                left = _towards_left(weight, left)
         self.register_buffer("left", left)
 
     def forward(self, weight: Float[Tensor, "outputs inputs"]) -> Float[Tensor, "outputs inputs"]:
-        """The weight, divided by its largest singular value."""
-        with torch.no_grad():
-            left = _towards_left(weight, self.left) if self.training else self.left.clone()
-            right = nn.functional.normalize(weight.T @ left, dim=0)
-            if self.training:
-                self.left.copy_(left)
-        sigma = left @ weight @ right
-        return weight / sigma.clamp(min=torch.finfo(weight.dtype).tiny)
+        """The weight, divided by its largest singular value; half precision is computed in float32."""
+        matrix, left = together(weight=weight, left=self.left)
+        with full_precision(matrix):
+            with torch.no_grad():
+                left = _towards_left(matrix, left) if self.training else left.clone()
+                right = nn.functional.normalize(matrix.T @ left, dim=0)
+                if self.training:
+                    self.left.copy_(left)
+            sigma = left @ matrix @ right
+        return (matrix / sigma.clamp(min=torch.finfo(matrix.dtype).tiny)).to(weight.dtype)
 
 
 def _towards_left(weight: Tensor, left: Tensor) -> Tensor:
