@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from devices import on_any_device
 from scipy.optimize import linear_sum_assignment, quadratic_assignment
 from support import annotations_unchecked, extreme, one_graph, pair, rejects, unhooked
+from torch.utils._pytree import tree_leaves
 
 from lossbook.methods.contrastive import (
     Edges,
@@ -168,6 +169,47 @@ def test_nearest_rows_are_scikit_learns():
     expected = NearestNeighbors(n_neighbors=4).fit(x).kneighbors(return_distance=False)
     assert nearest_rows(x, neighbours=4).tolist() == expected.tolist()
     assert nearest_rows(1e-150 * x, neighbours=4).tolist() == expected.tolist()
+
+
+def test_the_graph_of_many_rows_holds_no_array_of_all_differences():
+    largest = 0
+
+    class Sizes(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            result = function(*args, **(kwargs or {}))
+            largest = max([largest, *(each.numel() for each in tree_leaves(result) if isinstance(each, torch.Tensor))])
+            return result
+
+    with Sizes():
+        nearest_rows(torch.randn(200, 64))
+    assert largest == 200 * 200
+
+
+def test_near_rows_are_told_apart_far_from_the_origin():
+    # Differences have digits where products of the rows have none.
+    x = torch.tensor([[0.0], [1.0], [3.0], [3.5]]) + 1e4
+    assert nearest_rows(x, neighbours=1).tolist() == [[1], [0], [3], [2]]
+
+
+def test_a_row_that_is_not_a_number_is_nobodys_neighbour():
+    x = torch.tensor([[0.0], [1.0], [math.nan], [3.0]])
+    found = nearest_rows(x, neighbours=2)
+    assert found[[0, 1, 3]].tolist() == [[1, 3], [0, 3], [1, 0]] and 2 not in found[2]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_the_solvers_refuse_what_is_not_finite(bad):
+    vertices, edges = affinities()
+    spoilt = vertices.detach().clone()
+    spoilt[1, 2] = bad
+    rejects(graph_matching, spoilt, names="vertices")
+    rejects(graph_matching, spoilt, edges, names="vertices")
+    rejects(graph_matching_loss, spoilt, noise=0.0, names="vertices")
+    affinity = edges.affinity.detach().clone()
+    affinity[0, 1, 2, 0] = bad
+    rejects(graph_matching, vertices, edges._replace(affinity=affinity), names="edges")
+    rejects(graph_matching_loss, vertices, edges._replace(affinity=affinity), noise=0.0, names="edges")
 
 
 def test_graph_convolution_is_the_normalised_matrix_with_loops():

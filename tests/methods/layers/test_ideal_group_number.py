@@ -405,6 +405,18 @@ def test_measured_gain_zero_where_nothing_passes():
     assert measured_gain(block, float64(4, 8)) < 1e-15
 
 
+@pytest.mark.parametrize("made_inside", ["nothing", "inputs", "all"])
+def test_inference_mode_changes_nothing(made_inside):
+    block, x = nn.Sequential(nn.Linear(8, 16), nn.GroupNorm(2, 16), nn.ReLU(), nn.BatchNorm1d(16)), torch.randn(6, 8)
+    gain = measured_gain(block, x, generator=torch.Generator().manual_seed(0))
+    numbers = set_group_numbers(copy.deepcopy(block), x)
+    with torch.inference_mode():
+        block = copy.deepcopy(block) if made_inside == "all" else block
+        x = x if made_inside == "nothing" else x.clone()
+        assert torch.equal(measured_gain(block, x, generator=torch.Generator().manual_seed(0)), gain)
+        assert set_group_numbers(block, x) == numbers
+
+
 # Whole models.
 
 
@@ -561,6 +573,11 @@ def test_set_names_the_norm_without_feeder(between):
     message = rejects(set_group_numbers, model, torch.randn(4, 8), names="model")
     assert "'norm'" in message
     assert model.norm.num_groups == 2
+
+
+def test_empty_batches_are_refused():
+    for call in (measured_gain, set_group_numbers):
+        assert "(0, 64)" in rejects(call, unit(64, 32), torch.empty(0, 64), names="inputs")
 
 
 def test_set_refuses_what_it_cannot_know():

@@ -276,6 +276,46 @@ def test_without_gradient_nothing_moves():
     assert found.perturbation.abs().max() == 0 and found.loss.isfinite().all()
 
 
+def test_the_size_of_a_gradient_does_not_matter_and_none_that_is_not_finite_is_followed():
+    x = torch.full((1, 1, 3), 0.5)
+
+    def model(slope):
+        return lambda v: torch.stack([slope * v[:, 0], 0 * v[:, 0]], 1)
+
+    options = {"radius": 0.2, "sigma": 0.0, "samples": 1, "floor": 0.0}
+    moved = [
+        # The square of a length of 1e30 is beyond float32.
+        smooth_inversion(model(slope), x, torch.tensor([1]), **options, steps=3).perturbation
+        for slope in (1.0, 1e30)
+    ]
+    torch.testing.assert_close(moved[0], moved[1])
+    assert moved[0].any()
+    seen = []
+
+    def once_bad(v):
+        seen.append(len(seen))
+        return model(math.nan if len(seen) == 2 else 1.0)(v)
+
+    found = smooth_inversion(once_bad, x, torch.tensor([1]), **options, steps=4)
+    assert found.loss.isnan().tolist() == [[False], [True], [False], [False]]
+    assert found.perturbation.isfinite().all() and found.perturbation.any()
+
+
+@pytest.mark.parametrize("made_inside", [False, True])
+def test_inference_mode_changes_nothing(made_inside):
+    model, targets = network(), torch.tensor([0, 1])
+    x, pictures = images(2), images(2, support=2)
+    calls = (
+        lambda x: smooth_inversion(model, x, targets, samples=2, steps=4, generator=torch.Generator().manual_seed(0)),
+        lambda x: mask_inversion(model, x, targets, steps=4, generator=torch.Generator().manual_seed(0)),
+    )
+    for call, inputs in zip(calls, (x, pictures), strict=True):
+        expected = call(inputs)
+        with torch.inference_mode():
+            found = call(inputs.clone() if made_inside else inputs)
+        torch.testing.assert_close(tuple(found), tuple(expected))
+
+
 def test_same_generator_same_trigger():
     model, x = network(), images(2)
     runs = [

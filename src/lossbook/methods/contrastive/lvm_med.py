@@ -70,10 +70,14 @@ def nearest_rows(embeddings: Float[Tensor, "n d"], *, neighbours: int = 3) -> In
     neighbours = whole("neighbours", neighbours, most=n - 1)
     points = embeddings.detach()
     # One common factor keeps the squares from overflowing and leaves the order.
-    points = points / points.abs().amax().clamp(min=torch.finfo(points.dtype).tiny)
-    distances = (points[:, None] - points).square().sum(-1)
+    largest = torch.finfo(points.dtype).max
+    points = points / points.abs().nan_to_num(0, 0).amax().clamp(min=torch.finfo(points.dtype).tiny)
+    # Differences, since products would lose the digits of near points; but never all differences at once.
+    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
     own = torch.eye(n, dtype=torch.bool, device=points.device)
-    return distances.masked_fill(own, torch.inf).topk(neighbours, largest=False).indices
+    # A row that is not finite is far from all others, and nobody is a neighbour of itself.
+    distances = distances.nan_to_num(largest, largest).masked_fill(own, torch.inf)
+    return distances.topk(neighbours, largest=False).indices
 
 
 def graph_convolution(features: Float[Tensor, "n f"], neighbours: Int[Tensor, "n k"]) -> Float[Tensor, "n f"]:
@@ -232,7 +236,7 @@ def graph_matching(vertices: Float[Tensor, "n n"], edges: Edges | None = None) -
         For each vertex of the first graph its match in the second.
 
     Raises:
-        ValueError: for shapes or dtypes other than these.
+        ValueError: for shapes or dtypes other than these, or affinities that are not finite.
 
     Source:
         The problem: Nguyen et al. (2023), arXiv:2306.11925, sec. 3.3, who solve it by Lagrange decomposition.
@@ -279,7 +283,7 @@ def graph_matching_loss(
         reduction: "sum" (the paper's), "mean", or "none" for the loss of each row, 0 or 2.
 
     Raises:
-        ValueError: for shapes, dtypes or hyperparameters other than these.
+        ValueError: for shapes, dtypes or hyperparameters other than these, or affinities that are not finite.
 
     Source:
         Nguyen et al. (2023), arXiv:2306.11925, sec. 3.3 and Algorithm 1.
@@ -378,6 +382,8 @@ def _assign(affinity: Tensor) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
     problems = affinity.detach().cpu().double().numpy()
+    if not np.isfinite(problems).all():
+        raise ValueError("vertices: expected finite affinities, got infinite ones or NaN")
     columns = [linear_sum_assignment(each, maximize=True)[1] for each in problems]
     return torch.from_numpy(np.stack(columns)).to(affinity.device, torch.int64)
 
@@ -390,6 +396,8 @@ def _swap(vertices: Tensor, edges: Tensor, first: Tensor, second: Tensor) -> Ten
     $G_{r\pi(s)}+G_{s\pi(r)}-G_{r\pi(r)}-G_{s\pi(s)}+S_{r\pi(r),s\pi(s)}+S_{r\pi(s),s\pi(r)}$.
     """
     b, n, k = first.shape
+    if not edges.isfinite().all():
+        raise ValueError("edges: expected finite affinities, got infinite ones or NaN")
     rows = torch.arange(n, device=vertices.device)
     # Edges by the matches they join, (i, a) and (j, b), as entries of C and of its transpose.
     here = (rows.view(n, 1, 1, 1) * n + rows.view(1, 1, n, 1)).expand(b, n, k, n, k)

@@ -228,6 +228,7 @@ def isometric_group_number(
     return min((g for g in range(1, largest + 1) if out_features % g == 0), key=distance)
 
 
+@torch.inference_mode(False)  # gradients are computed wherever it is called
 def measured_gain(
     module: nn.Module,
     inputs: Float[Tensor, "n *features"],
@@ -271,10 +272,11 @@ def measured_gain(
         raise ValueError(f"inputs: expected at least one element, got shape {tuple(inputs.shape)}")
     samples = whole("samples", samples)
     with torch.enable_grad():
-        x = inputs.detach().requires_grad_()
+        x = _usable(inputs.detach()).requires_grad_()
         # Running statistics move in copies of the buffers, changes in place in a copy of x.
-        buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-        y = torch.func.functional_call(module, buffers, (x.clone(),))
+        state = {name: buffer.clone() for name, buffer in module.named_buffers()}
+        state |= {name: _usable(parameter) for name, parameter in module.named_parameters()}
+        y = torch.func.functional_call(module, state, (x.clone(),))
         floating("module's output", y)
         if not y.requires_grad:
             raise ValueError("module: expected an output that has a gradient, got one without")
@@ -350,6 +352,7 @@ def group_norm_backward(
     return gradient.reshape(inputs.shape).to(inputs.dtype)
 
 
+@torch.inference_mode(False)  # what is made in it has no version, by which changes in place are noticed
 def set_group_numbers(
     model: nn.Module,
     inputs: Float[Tensor, "n *features"],
@@ -380,10 +383,10 @@ def set_group_numbers(
         The number of groups chosen, by the name of the GroupNorm, in the model's order.
 
     Raises:
-        ValueError: naming the GroupNorm, if it did not run, if its input is not the unchanged
-            output of a Linear on `(n, features)` or of a Conv1d, Conv2d or Conv3d, if the input of
-            that layer has a mean square of 0 or is not finite, if it runs twice with different
-            results, or if the rule's answer does not divide its channels.
+        ValueError: if `inputs` is not floating point or is empty; naming the GroupNorm, if it did not run,
+            if its input is not the unchanged output of a Linear on `(n, features)` or of a Conv1d,
+            Conv2d or Conv3d, if the input of that layer has a mean square of 0 or is not finite, if it
+            runs twice with different results, or if the rule's answer does not divide its channels.
 
     Source:
         layer-wise selection is the paper's idea; the gains and the measured $s$ are ours.
@@ -396,7 +399,8 @@ def set_group_numbers(
         >>> model[1].num_groups
         64
     """
-    floating("inputs", inputs)
+    if floating("inputs", inputs).numel() == 0:
+        raise ValueError(f"inputs: expected at least one element, got shape {tuple(inputs.shape)}")
     trial = copy.deepcopy(model)
     norms = _group_norms(trial)
     # What layers gave out, by identity: the tensor (so that its identity is not used again), its
@@ -441,6 +445,11 @@ def set_group_numbers(
     for name, norm in _group_norms(model).items():
         norm.num_groups = chosen[name]
     return {name: chosen[name] for name in norms}
+
+
+def _usable(value: Tensor) -> Tensor:
+    """The tensor, or a copy that may be part of a graph, where it was made in inference mode."""
+    return value.clone() if value.is_inference() else value
 
 
 def _group_norms(model: nn.Module) -> dict[str, nn.GroupNorm]:

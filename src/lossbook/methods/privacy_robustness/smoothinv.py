@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lossbook.methods._validate import Reduction, floating, indices, number, one_of, positive, reduce, whole
+from lossbook.methods.similarities import unit
 
 __all__ = [
     "Inversion",
@@ -242,6 +243,7 @@ def smoothed_gradient_bound(probabilities: Float[Tensor, "*shape"], *, sigma: fl
     return torch.exp(-quantile.square() / 2) / (sigma * math.sqrt(2 * math.pi))
 
 
+@torch.inference_mode(False)  # gradients are computed wherever it is called
 def smooth_inversion(
     model: Classifier,
     images: Float[Tensor, "n support *shape"],
@@ -267,8 +269,8 @@ def smooth_inversion(
     $$v\leftarrow mv+\frac\nabla{\lVert\nabla\rVert_2},\qquad\delta\leftarrow
       \Pi_{\lVert\delta\rVert_2\le\epsilon}\,\Pi_{0\le x+\delta\le1}\,(\delta-\eta v),$$
 
-    a zero gradient counting as zero. The problems are solved side by side and do not touch each other. With `sigma=0`
-    and `samples=1` it is projected gradient descent on the classifier itself.
+    a gradient that is zero or not finite counting as zero. The problems are solved side by side and do not touch each
+    other. With `sigma=0` and `samples=1` it is projected gradient descent on the classifier itself.
 
     Args:
         model: as in `smoothed_logits`; it sees `n * support * samples` rows, problem by problem.
@@ -334,10 +336,11 @@ def smooth_inversion(
     for step in range(steps):
         value, gradient = _gradient(losses, delta)
         history.append(value)
-        length = _norms(gradient)
-        # The inner where keeps the division away from zero.
-        unit = torch.where(length > 0, gradient / torch.where(length > 0, length, 1), 0)
-        velocity = momentum * velocity + unit
+        flat = gradient.flatten(1)
+        # Their length may overflow. One that is not finite would stay in the velocity, and of one whose length vanishes
+        # rounding decides the direction.
+        followed = flat.isfinite().all(1, keepdim=True) & (flat.norm(dim=1, keepdim=True) > 0)
+        velocity = momentum * velocity + unit(torch.where(followed, flat, 0)).view_as(gradient)
         delta = delta - _spread(rate, delta) * 0.5 ** (step // halve_every) * velocity
         delta = torch.minimum(torch.maximum(delta, lowest), highest)
         # Shrinking keeps a point in a box that contains zero.
@@ -345,6 +348,7 @@ def smooth_inversion(
     return Inversion(delta, torch.stack(history))
 
 
+@torch.inference_mode(False)
 def mask_inversion(
     model: Classifier,
     images: Float[Tensor, "n support c h w"],
@@ -464,7 +468,9 @@ def _support(name: str, images: Tensor, targets: Tensor) -> Tensor:
             f"{name}: expected shape (n, support, *shape), no dimension of it 0, got {tuple(images.shape)}"
         )
     targets = indices("targets", targets, len(images))
-    return images.detach()
+    images = images.detach()
+    # What was made in inference mode may be no part of a graph, its copy may.
+    return images.clone() if images.is_inference() else images
 
 
 def _per_problem(name: str, value: PerProblem, like: Tensor, *, strict: bool = False) -> Tensor:
