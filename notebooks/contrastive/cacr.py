@@ -611,10 +611,11 @@ ledger.check(
 lab.show_source(conditional_weights, contrastive_attraction, contrastive_repulsion, cacr_loss)
 
 # %% [markdown]
-# Three things differ between the authors' programs, so we say which variant is ours. Their small-scale code lets the gradient through the weights (here `detach=False`); their
+# Four things differ between the authors' programs, so we say which variant is ours. Their small-scale code lets the gradient through the weights (here `detach=False`); their
 # large-scale code holds the weights fixed, which is the default here because of {eq}`cacr-flip`. There the cost of the plain variant is one minus the cosine, half of
 # {eq}`cacr-cost`, and the scale is a temperature that divides. And where they put $\alpha$ into the cost they divide $t^+$ by it again; here $\alpha$, $\beta$, $t^+$ and $t^-$ are
-# independent numbers. Debiasing, an option of theirs, is left out.
+# independent numbers. And with more than two views, their large-scale code weights by $\pi^+$, over the views that look at one key, not the attraction alone but the repulsion
+# of each view too; here repulsions count alike, as in the small-scale code. Debiasing, an option of theirs, is left out.
 #
 # The oracle for the whole function is a loop over single queries.
 

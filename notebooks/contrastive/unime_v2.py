@@ -566,7 +566,8 @@ lab.show_source(
 # carry a gradient, and multiplies the loss by the number of devices, to undo the averaging of gradients. The library takes one device's tensors and does neither.
 #
 # The *reranker* reads query and candidate together. It learns to say Yes to the target and No to the hardest negative (two logistic losses), and to name the
-# target's place in a shuffled list (one cross-entropy).
+# target's place in a shuffled list (one cross-entropy). That is how the paper describes it. The released code trains its language model by next-token cross-entropy of
+# the answers over the whole vocabulary, averaged over all their tokens, which also pushes down every word that is no answer.
 
 # %%
 gaps = []

@@ -572,7 +572,7 @@ lab.show(
 # tends to $\frac{1-\alpha}{1+\alpha}\frac\Sigma B$. The official code puts the mean of the *previous batch* in the place of $\mu_{t-1}$,
 # $\mu_t=\alpha\bar\phi_{t-1}+(1-\alpha)\bar\phi_t$. That has the right expectation from the second step on, and covariance
 # $(\alpha^2+(1-\alpha)^2)\frac\Sigma B$: for $\alpha=0.8$ it is $0.68$ against $0.11$, six times as noisy. (It also starts again from zero at each
-# epoch. Its first pseudo-negatives then lie around a fifth of the mean.)
+# epoch. Its first pseudo-negatives then lie around a fifth of the mean. And its setting `std_dev` is a variance: what it calls 4 draws with $\sigma=2$.)
 #
 # **What the classifier learns.** Let $p$ be the density of real features and $q$ that of the pseudo-negatives, equally many of each. At each point
 # the expected cross-entropy is $-p\log(1-\eta)-q\log\eta$, up to a factor, with $\eta$ the probability of "pseudo" that the network gives; its

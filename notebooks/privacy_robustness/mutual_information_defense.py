@@ -751,8 +751,8 @@ lab.show_source(
 )
 
 # %% [markdown]
-# $\log s$ is the delicate spot: $s$ underflows for very negative $\rho$, and its logarithm with it. The published code adds $10^{-7}$ inside the
-# logarithm, which forgives deviations below that and cuts their gradient off; the library uses $\log\operatorname{softplus}(t)\to t$ and stays exact.
+# $\log s$ is the delicate spot: $s$ underflows for very negative $\rho$, and its logarithm with it. One of the three published training scripts adds
+# $10^{-7}$ inside the logarithm, which forgives deviations below that and cuts their gradient off; the library uses $\log\operatorname{softplus}(t)\to t$ and stays exact.
 # `form="code"` gives the other:
 
 # %%

@@ -230,6 +230,20 @@ def test_potential_negatives_are_the_most_similar_without_the_target(limit):
         assert ours == (within + beyond)[:6]
 
 
+@pytest.mark.parametrize("limit", [None, 0.3, -2.0])
+def test_the_target_is_no_negative_of_its_own_whatever_the_others_are(limit):
+    lowest = -math.inf
+    rows = [[0.9, lowest, 0.5], [lowest, 0.2, lowest], [lowest, lowest, lowest], [math.inf, 0.1, 0.2]]
+    similarities, targets = torch.tensor(rows), torch.tensor([0, 2, 1, 0])
+    found = potential_negatives(similarities, targets, size=2, limit=limit)
+    assert not (found == targets[:, None]).any()
+    assert [sorted(row) for row in found.tolist()] == [[1, 2], [0, 1], [0, 2], [1, 2]]
+    if limit is None:
+        assert found.tolist()[0] == [2, 1] and found.tolist()[1] == [1, 0]
+    if limit == 0.3:  # what is beyond the limit comes after what is as far as can be
+        assert found.tolist()[0] == [1, 2] and found.tolist()[1] == [1, 0]
+
+
 def test_reranker_loss_is_three_cross_entropies():
     draw = torch.Generator().manual_seed(0)
     yes_no = torch.randn(2, 7, 2, generator=draw, dtype=torch.float64).requires_grad_()

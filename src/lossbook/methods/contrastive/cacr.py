@@ -162,6 +162,10 @@ def cacr_loss(
 
     $$\mathcal L=\alpha\,\mathcal L_{CA}+\beta\,\mathcal L_{CR}$$
 
+    This is the form of the paper and of the authors' small-scale code. Their large-scale code (`imagenet_pretraining`)
+    is another one: of all views of a thing that look at one key it weights attraction *and repulsion* by $\pi^+$,
+    computed over these views, where here $\pi^+$ weights attraction alone. With two views there is nothing to weight.
+
     Args:
         views: raw embeddings `(v, n, d)`: $v=K+1$ views of each of `n` things, both at least two; normalised inside.
         positive_scale: $t^+\ge0$ of `contrastive_attraction`; 0 is the ablation without $\pi^+$.

@@ -87,7 +87,8 @@ def potential_negatives(
     r"""The most similar candidates of each query, most similar first, without its target: the set $\Omega_p$.
 
     Args:
-        similarities: of each query with each candidate, by an embedder trained before.
+        similarities: of each query with each candidate, by an embedder trained before; $-\infty$ for a candidate that
+            comes last, though still before the target, which is never taken.
         targets: which candidate is the query's target.
         size: how many to take, at most $m-1$.
         limit: $\delta$; candidates at least as similar are passed over, and come last if too few are left.
@@ -111,12 +112,16 @@ def potential_negatives(
     targets = indices("targets", targets, n)
     size = whole("size", size, most=m - 1)
     own = targets[:, None] == torch.arange(m, device=similarities.device)
-    ranked = similarities
-    if limit is not None:
-        # Below every candidate within the limit, in the order that they had.
-        low = similarities.amin(1, keepdim=True) - similarities.amax(1, keepdim=True) - 1
-        ranked = torch.where(similarities < limit, similarities, similarities + low)
-    return ranked.masked_fill(own, -math.inf).topk(size, dim=1).indices
+    if limit is None:
+        ranked = similarities.masked_fill(own, -math.inf)
+    else:
+        # By rank, those within the limit before the others, in the order that they had.
+        rank = similarities.argsort(dim=1, descending=True, stable=True).argsort(1)
+        ranked = -torch.where(similarities < limit, rank, rank + m).masked_fill(own, 2 * m)
+    # One more than asked for, since the target may stand before a candidate that is as low as can be; it goes last.
+    best = ranked.topk(size + 1, dim=1).indices
+    is_target = best == targets[:, None]
+    return best.take_along_dim(is_target.long().argsort(dim=1, stable=True), 1)[:, :size]
 
 
 def select_negatives(
@@ -309,6 +314,9 @@ def reranker_loss(
     r"""The reranker's loss: answer Yes for the target, No for the hardest negative, and name the target in a list.
 
     $$\ell=\log(1+e^{-z_t})+\log(1+e^{z_h})-\log\frac{e^{r_t}}{\sum_j e^{r_j}}$$
+
+    The released code has another loss: next-token cross-entropy of the answers over the whole vocabulary, the mean over
+    the tokens of all answers of a batch. This one looks at "Yes", "No" and the places alone, as the paper's text does.
 
     Args:
         target_log_odds: $z_t=y-n$, the logit of "Yes" less that of "No", for query and target.

@@ -74,7 +74,8 @@ def mid_kl(
         rho: $\rho$, from which the standard deviation comes.
         shift: what is subtracted from $\rho$.
         form: "paper" is the above, with $\log s$ computed without underflow; "code" takes $\log(s+10^{-7})$, which
-            forgives deviations below $10^{-7}$.
+            forgives deviations below $10^{-7}$. Of the three training scripts of the published code one
+            (`knowledge_align/train_vib.py`) has that offset; the others take the plain logarithm.
         reduction: over inputs.
 
     Raises:
