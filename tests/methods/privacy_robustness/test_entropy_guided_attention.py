@@ -335,6 +335,15 @@ def test_spectral_normalisation_follows_a_moving_weight_and_rests_in_evaluation(
     assert torch.equal(layer.weight, layer.weight) and torch.equal(normalisation.left, before)
 
 
+def test_a_weight_that_is_not_finite_leaves_no_trace_in_the_estimate():
+    weight = random(6, 4)
+    norm, before = SpectralNormalisation(weight), SpectralNormalisation(weight).left.clone()
+    spoilt = weight.clone()
+    spoilt[2, 1] = math.nan
+    assert norm(spoilt).isnan().any() and torch.equal(norm.left, before)
+    assert norm(weight).isfinite().all()
+
+
 def test_normalisations_train_in_a_stack_as_alone():
     from lossbook import lab
 

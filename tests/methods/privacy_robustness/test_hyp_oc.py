@@ -1,5 +1,6 @@
 """Hyp-OC against geoopt and PyTorch's cross-entropy, and what the derivation promises."""
 
+import copy
 import math
 from functools import partial
 
@@ -202,6 +203,21 @@ def test_extremes_stay_finite(case, dtype):
         gradients = torch.autograd.grad(loss, (x, y, *model.parameters()), retain_graph=True)
         assert loss.isfinite() and loss >= 0
         assert all(g.isfinite().all() for g in gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_head_in_half_precision_keeps_its_ball(dtype):
+    model, x = HyperbolicHead(5, curvature=0.1, radius=1.3), pair(dtype=torch.float32)[0].to(dtype)
+    half = copy.deepcopy(model).to(dtype)
+    assert half.offsets.dtype == dtype and half.curvature.dtype == half.radius.dtype == torch.float32
+    assert half.curvature == model.curvature and half.radius == model.radius
+    # That of a head with the same, rounded, parameters.
+    single = copy.deepcopy(half).float()
+    torch.testing.assert_close(half(x), single(x.float()))
+    again = HyperbolicHead(5).to(dtype)
+    again.load_state_dict(half.state_dict())
+    torch.testing.assert_close(again(x), half(x))
+    assert model.to("meta").curvature.device.type == "meta" and half.double().curvature.dtype == torch.float64
 
 
 def test_collapse_is_the_minimum_of_confusion_alone():

@@ -1,5 +1,6 @@
 """The two losses and the proxy attacker against PyTorch's cross-entropy, exact derivatives, and one another."""
 
+import copy
 import math
 from functools import partial
 
@@ -81,6 +82,21 @@ def test_second_derivatives_are_those_of_the_derivation():
     expected = (bend_loss - alpha * loss / down * bend_attack - alpha * cross) / down
     torch.testing.assert_close(hessian(ratio, x), expected)
     assert confusion > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_an_attacker_in_half_precision_computes_in_single(dtype):
+    attacker, maps = MembershipAttacker(12, hidden=(8, 6)).to(dtype), torch.rand(5, 3, 4, generator=DRAW)
+    kept = attacker.draw(DRAW, 5)
+    single = copy.deepcopy(attacker).float()
+    for inputs in (maps, maps.to(dtype), maps.double()):
+        found = attacker(inputs, kept)
+        assert found.dtype == (torch.float64 if inputs.dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(
+            found.float(), single(inputs.to(dtype).float() if inputs.dtype == dtype else maps, kept)
+        )
+    found.sum().backward()
+    assert all(value.grad.dtype == dtype for value in attacker.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

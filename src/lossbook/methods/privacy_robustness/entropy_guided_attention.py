@@ -317,7 +317,8 @@ class SpectralNormalisation(nn.Module):
                 left = _towards_left(matrix, left) if self.training else left.clone()
                 right = nn.functional.normalize(matrix.T @ left, dim=0)
                 if self.training:
-                    self.left.copy_(left)
+                    # One bad weight would stay in the estimate for ever.
+                    self.left.copy_(torch.where(left.isfinite().all(), left, self.left))
             sigma = left @ matrix @ right
         return (matrix / sigma.clamp(min=torch.finfo(matrix.dtype).tiny)).to(weight.dtype)
 

@@ -1,6 +1,7 @@
 """Narayan and Patel, Hyp-OC: Hyperbolic One Class Classification for Face Anti-Spoofing (2024), arXiv:2404.14406."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -193,8 +194,8 @@ class HyperbolicHead(nn.Module):
         base: $b'$, zeros to begin with.
         offsets: $p'_k$, a row a class.
         normals: $a'_k$, a row a class.
-        curvature: $c$, a buffer.
-        radius: $r$, a buffer; infinite without clipping.
+        curvature: $c$, a buffer, which stays in float32 in a head in half precision.
+        radius: $r$, likewise; infinite without clipping.
         riemannian: whether gradients are scaled.
         margin: how far from the boundary points are kept, relative to the ball's radius.
 
@@ -249,6 +250,15 @@ class HyperbolicHead(nn.Module):
         self.register_buffer("curvature", torch.tensor(float(curvature)))
         self.register_buffer("radius", torch.tensor(math.inf if radius is None else float(radius)))
         self.riemannian, self.margin = riemannian, margin
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "HyperbolicHead":
+        """As of any module, but that half precision rounds what is learned and not the ball."""
+        kept = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype.itemsize < 4:
+                setattr(self, name, kept[name].to(buffer.device))
+        return self
 
     def forward(self, vectors: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n k"]]:
         """Points in the ball, and logits."""

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lossbook.methods._validate import floating, number, positive, shaped, whole
+from lossbook.methods._validate import floating, number, positive, shaped, together, whole
 
 __all__ = ["MembershipAttacker", "attacker_loss", "mp_lora_loss", "smp_lora_loss"]
 
@@ -68,12 +68,13 @@ class MembershipAttacker(nn.Module):
         """Logits of non-member (0) and member (1).
 
         Args:
-            maps: error maps, flattened inside.
+            maps: error maps, flattened inside; computed in float32 at least, as is a network in half precision.
             kept: masks of dropout as `draw` makes them; None for no dropout.
         """
         hidden = floating("maps", maps).flatten(1)
         for index, layer in enumerate(self.layers):
-            hidden = layer(hidden)
+            hidden, weight, bias = together(maps=hidden, weight=layer.weight, bias=layer.bias)
+            hidden = F.linear(hidden, weight, bias)
             if index < len(self.layers) - 1:
                 hidden = F.relu(hidden)
                 if kept is not None:
