@@ -10,7 +10,7 @@ from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from pytorch_metric_learning.losses import NTXentLoss
-from support import agree, extreme, one_graph, pair, rejects, unhooked
+from support import agree, extreme, in_blocks, one_graph, pair, rejects, without_hooks
 
 from lossbook.methods.contrastive import (
     decoupled_contrastive_loss,
@@ -114,6 +114,82 @@ def test_blocks_are_the_same(loss, rows):
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     settings = {"temperature": temperature, "reduction": "none"}
     agree(loss(x, y, rows=rows, **settings), loss(x, y, **settings), (x, y, temperature), tolerance=1e-12)
+
+
+LABELS = torch.tensor([3, -1, 3, 0, -1, 3, 7, 0])
+
+
+def labelled(views, labels, more=None, *, temperature=0.1, sigma=None):
+    """The terms with labels, and the anchor of each, from the definition."""
+    keys = F.normalize(views if more is None else torch.cat([views, more]))
+    cosines, n = keys[: len(views)] @ keys.T, len(views)
+    pairs = [(a, p) for a in range(n) for p in range(n) if a != p and labels[a] == labels[p]]
+    weights = torch.exp(torch.stack([cosines[pair] for pair in pairs]) / (sigma or 1))
+    weights = 2 - weights / weights.mean() if sigma else torch.ones_like(weights)
+    terms = []
+    for weight, (a, p) in zip(weights, pairs, strict=True):
+        others = [b for b in range(len(keys)) if b >= n or labels[a] != labels[b]]
+        terms.append((cosines[a, others] / temperature).exp().sum().log() - weight * cosines[a, p] / temperature)
+    return torch.stack(terms), torch.tensor(pairs)[:, 0]
+
+
+@pytest.mark.parametrize("sigma", [None, 0.5])
+@pytest.mark.parametrize("rows", [None, 3])
+def test_labels_are_their_definition(sigma, rows):
+    (x, y), (more, _) = pair(), pair(3, seed=1)
+
+    def ours(*views, **settings):
+        if sigma is None:
+            return decoupled_contrastive_loss(*views, rows=rows, **settings)
+        return decoupled_contrastive_weighted(*views, rows=rows, sigma=sigma, detach_weights=False, **settings)
+
+    terms, anchors = labelled(x, LABELS, sigma=sigma)
+    agree(ours(x, labels=LABELS), terms.mean(), (x,))
+    each = torch.zeros(8, dtype=torch.float64).index_add(0, anchors, terms)
+    torch.testing.assert_close(ours(x, labels=LABELS, reduction="none"), each)
+    terms, _ = labelled(torch.cat([x, y]), LABELS.repeat(2), more, sigma=sigma)
+    agree(ours(x, y, labels=LABELS, negatives=more), terms.mean(), (x, y, more))
+    terms, anchors = labelled(torch.cat([x, y]), torch.arange(8).repeat(2), more, sigma=sigma)
+    agree(ours(x, y, negatives=more, reduction="none"), terms[anchors.argsort()], (x, y, more))
+    agree(ours(x, y, labels=torch.arange(8)), ours(x, y), (x, y))
+
+
+def test_one_way_with_labels_takes_first_views_as_anchors():
+    x, y = pair()
+    each = decoupled_contrastive_loss(x, y, labels=LABELS, reduction="none")
+    one_way = decoupled_contrastive_loss(x, y, labels=LABELS, symmetric=False, reduction="none")
+    torch.testing.assert_close(one_way, each[:8])
+
+
+def test_nt_xent_with_labels_is_softplus_of_each_term():
+    x, _ = pair()
+    terms, _ = labelled(x, LABELS)
+    agree(nt_xent(x, labels=LABELS), F.softplus(terms, threshold=50).mean(), (x,))
+
+
+@BOTH
+@pytest.mark.parametrize("labels", [torch.arange(8), torch.zeros(8, dtype=torch.long)], ids=["no pair", "no negative"])
+def test_without_a_pair_or_a_negative_there_is_no_term(loss, labels):
+    x, _ = pair()
+    value = loss(x, labels=labels)
+    (gradient,) = torch.autograd.grad(value, x)
+    assert value.item() == 0 and not gradient.abs().max()
+
+
+@BOTH
+def test_one_pair_can_have_extra_negatives(loss):
+    (x, y), (more, _) = pair(1), pair(3, seed=1)
+    losses = loss(x, y, negatives=more, reduction="none")
+    assert losses.shape == (2,) and losses.isfinite().all()
+
+
+@BOTH
+@pytest.mark.parametrize("labels", [None, torch.arange(60) // 7], ids=["views", "labels"])
+def test_blocks_are_the_whole_in_little_memory(loss, labels):
+    (x, y), (more, _) = pair(60, 4), pair(20, 4, seed=1)
+    in_blocks(
+        lambda rows: loss(x, y, labels=labels, negatives=more, rows=rows, reduction="none"), (x, y, more), most=1200
+    )
 
 
 @pytest.mark.parametrize("sigma", [None, 0.5])
@@ -225,9 +301,12 @@ def test_mapped_is_one_by_one(loss):
 
 def test_compile_without_graph_breaks():
     x, y = pair()
-    module = unhooked("lossbook.methods.contrastive.decoupled_contrastive")
-    compiled = one_graph(module.decoupled_contrastive_weighted)
-    agree(compiled(x, y), decoupled_contrastive_weighted(x, y), (x, y))
+    with without_hooks():
+        from lossbook.methods.contrastive import decoupled_contrastive_weighted as plain
+
+        compiled = one_graph(plain)
+        agree(compiled(x, y), decoupled_contrastive_weighted(x, y), (x, y))
+        agree(compiled(x, labels=LABELS), decoupled_contrastive_weighted(x, labels=LABELS), (x,))
 
 
 @BOTH
@@ -247,5 +326,7 @@ def test_bad_input_is_refused(loss):
 test_on_any_device = on_any_device(
     partial(decoupled_contrastive_loss, *pair(), symmetric=False, rows=3),
     partial(decoupled_contrastive_weighted, *pair(), sigma=torch.tensor(0.5), detach_weights=False),
+    partial(decoupled_contrastive_loss, pair()[0], labels=LABELS, negatives=pair()[0]),
+    partial(decoupled_contrastive_weighted, *pair(), labels=LABELS, sigma=torch.tensor(0.5)),
     partial(negative_von_mises_fisher_weights, *pair()),
 )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, extreme, one_graph, pair, rejects, unhooked
+from support import agree, extreme, in_blocks, one_graph, pair, rejects, unhooked
 
 from lossbook.methods.contrastive import log_odds, temperature_free_info_nce
 
@@ -151,7 +151,52 @@ def test_bad_input_is_refused():
     rejects(temperature_free_info_nce, good, good, reduction="max", names="reduction")
 
 
+LABELS = torch.tensor([3, -1, 3, 0, -1, 3, 7, 0])
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_labels_positions_and_extra_negatives_are_those_of_info_nce(symmetric):
+    # The same choice of pairs with other logits, told by its terms.
+    (x, y), (more, _) = pair(), pair(3, seed=1)
+    logits = torch.special.logit((1 + F.normalize(x) @ F.normalize(torch.cat([y, more])).T) / 2)
+    places = torch.tensor([7, 0, 3, 4, 1, 2, 6, 5])
+    terms = F.cross_entropy(logits, places, reduction="none")
+    if symmetric:
+        terms = (terms + F.cross_entropy(logits.T[places], torch.arange(8), reduction="none")) / 2
+    settings = {"negatives": more, "symmetric": symmetric}
+    agree(temperature_free_info_nce(x, y, positives=places, reduction="none", **settings), terms, (x, y, more))
+    logits = torch.special.logit((1 + F.normalize(x) @ F.normalize(torch.cat([y, more])).T) / 2)
+    same, terms = LABELS[:, None] == LABELS, []
+    for i, p in same.nonzero():
+        push = torch.cat([logits[i, :8][~same[i]], logits[i, 8:]])
+        back = logits[:, p][~same[p]]
+        term = F.softplus(push.logsumexp(0) - logits[i, p], threshold=50)
+        if symmetric:
+            term = (term + F.softplus(back.logsumexp(0) - logits[i, p], threshold=50)) / 2
+        terms.append(term)
+    agree(temperature_free_info_nce(x, y, labels=LABELS, **settings), torch.stack(terms).mean(), (x, y, more))
+
+
+@pytest.mark.parametrize("labels", [None, torch.arange(60) // 7], ids=["views", "labels"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_blocks_are_the_whole_in_little_memory(labels, symmetric):
+    x, y = pair(60, 4)
+    in_blocks(
+        lambda rows: temperature_free_info_nce(x, y, labels=labels, symmetric=symmetric, rows=rows, reduction="none"),
+        (x, y),
+        most=1000,
+    )
+
+
+def test_one_set_with_labels_has_finite_gradients():
+    # The anchor itself, at a cosine of 1, is in nobody's sum.
+    x, _ = pair(dtype=torch.float32)
+    loss = temperature_free_info_nce(x, labels=LABELS)
+    assert loss.isfinite() and torch.autograd.grad(loss, x)[0].abs().max() < 100
+
+
 test_on_any_device = on_any_device(
     partial(log_odds, torch.linspace(-1, 1, 5)),
+    partial(temperature_free_info_nce, pair()[0], labels=LABELS, negatives=pair()[0], rows=3),
     partial(temperature_free_info_nce, *pair(), symmetric=True),
 )

@@ -73,6 +73,9 @@ from lossbook.methods.contrastive.mw_auc_retrieval import (
 from lossbook.methods.contrastive.non_contrastive import (
     vic_reg,
 )
+from lossbook.methods.contrastive.supervised import (
+    supervised_contrastive,
+)
 from lossbook.methods.contrastive.temperature_free_infonce import (
     log_odds,
     temperature_free_info_nce,
@@ -142,6 +145,7 @@ __all__ = [
     "select_negatives",
     "simple_contrastive",
     "singular_isotropy",
+    "supervised_contrastive",
     "temperature_free_info_nce",
     "tolerance",
     "two_view_terms",

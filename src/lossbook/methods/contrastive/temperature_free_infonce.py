@@ -1,12 +1,12 @@
 """Kim and Kim, Temperature-Free Loss Function for Contrastive Learning (2025), arXiv:2501.17683."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, paired
-from lossbook.methods.contrastive.infonce import diagonal_cross_entropy
-from lossbook.methods.similarities import cosine_similarity
+from lossbook.methods._pairs import matched
+from lossbook.methods._validate import Reduction, floating
+from lossbook.methods.contrastive.infonce import pair_cross_entropy
 
 __all__ = ["log_odds", "temperature_free_info_nce"]
 
@@ -43,9 +43,15 @@ def log_odds(cosines: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
 
 def temperature_free_info_nce(
     queries: Float[Tensor, "n d"],
-    keys: Float[Tensor, "n d"],
+    keys: Float[Tensor, "m d"] | None = None,
     *,
+    labels: Integer[Tensor, " n"] | None = None,
+    key_labels: Integer[Tensor, " m"] | None = None,
+    positives: Integer[Tensor, " n"] | None = None,
+    negatives: Float[Tensor, "k d"] | None = None,
+    groups: Integer[Tensor, " m"] | None = None,
     symmetric: bool = False,
+    rows: int | None = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*n"]:
     r"""InfoNCE with log-odds for logits: nothing to tune.
@@ -56,11 +62,17 @@ def temperature_free_info_nce(
     $\tau(c)=(1-c^2)/2$. Two different rows that coincide ($c_{ij}=1$, $j\ne i$) have a gradient that grows without
     bound as they approach; it is finite here, but large: clip gradients where a batch holds duplicates.
 
+    With labels, a term for each query $i$ and key $p$ of one class, with the keys $N_i$ of other classes:
+
+    $$\ell_{ip}=-\log\frac{e^{s_{ip}}}{e^{s_{ip}}+\sum_{j\in N_i}e^{s_{ij}}}$$
+
     Args:
         queries: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
         keys: as `queries`; the positive of query $i$ is key $i$.
+        labels, key_labels, positives, negatives, groups: whose positives are whose, and more negatives: see `info_nce`.
         symmetric: average with the loss in which keys look for their queries.
-        reduction: "mean", "sum", or "none" for the `n` losses.
+        rows: compute the similarities of this many queries at a time, so that memory grows like $n$: see `by_rows`.
+        reduction: as in `info_nce`.
 
     Returns:
         The loss, at least 0.
@@ -69,12 +81,21 @@ def temperature_free_info_nce(
         ValueError: for shapes or dtypes other than these.
 
     Source:
-        Kim and Kim (2025), arXiv:2501.17683.
+        Kim and Kim (2025), arXiv:2501.17683; the form with labels is that of `info_nce`.
 
     Examples:
         >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
         >>> [round(temperature_free_info_nce(x, keys).item(), 3) for keys in (x, x.flip(0))]
         [0.0, 13.863]
     """
-    logits = log_odds(cosine_similarity(*paired(queries, keys)))
-    return diagonal_cross_entropy(logits, symmetric=symmetric, reduction=reduction)
+    pairs = matched(
+        queries,
+        keys,
+        ("queries", "keys"),
+        labels=labels,
+        key_labels=key_labels,
+        positives=positives,
+        negatives=negatives,
+        groups=groups,
+    )
+    return pair_cross_entropy(pairs, log_odds, symmetric=symmetric, rows=rows, reduction=reduction)
