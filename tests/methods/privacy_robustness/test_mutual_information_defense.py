@@ -1,5 +1,6 @@
 """The information penalty against torch.distributions, scikit-learn and SciPy, and what the derivation promises."""
 
+import dataclasses
 import math
 from functools import partial
 
@@ -17,6 +18,7 @@ from support import agree, extreme, one_graph, pair, rejects, unhooked
 from torch.distributions import Independent, Normal, kl_divergence
 
 from lossbook.methods.privacy_robustness import (
+    MIDTree,
     StochasticBottleneck,
     bottleneck_information,
     bottleneck_sample,
@@ -264,6 +266,16 @@ def test_every_split_of_the_tree_has_a_gain_ratio_above_the_penalty():
         chosen, sides = zip(*members, strict=True)
         gain = mutual_info_score(sides, y[list(chosen)].numpy())
         assert gain > 0.2 * mutual_info_score(sides, sides)
+
+
+def test_a_saved_tree_is_the_tree_again(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    inputs, targets = torch.randn(60, 3, generator=draw), torch.randint(3, (60,), generator=draw)
+    tree = mid_tree(inputs, targets, penalty=0.1)
+    torch.save(dataclasses.asdict(tree), tmp_path / "tree.pt")
+    again = MIDTree(**torch.load(tmp_path / "tree.pt", weights_only=True))
+    assert torch.equal(again(inputs), tree(inputs)) and again.leaf_entropy == tree.leaf_entropy
+    assert len(tree.feature) > 1
 
 
 def test_tree_with_a_penalty_of_one_says_nothing():

@@ -395,6 +395,8 @@ def linear_gaussian_mid(
 class MIDTree:
     """A binary tree whose leaves release class frequencies.
 
+    `dataclasses.asdict(tree)` is saved by `torch.save`, and `MIDTree(**saved)` is the tree again.
+
     Attributes:
         feature: column asked at each node, -1 at leaves.
         threshold: rows with at most this go left.
