@@ -16,6 +16,7 @@ The ratio of squared norms is another quantity, $n_{in}/n_{out}$ times $q$.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +26,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lossbook.methods._validate import alike, floating, number, positive, whole
+from lossbook.methods._validate import alike, floating, number, positive, together, whole
 
 __all__ = [
     "conv_group_norm_gain",
@@ -313,8 +314,8 @@ def group_norm_backward(
         eps: $\epsilon \ge 0$; with 0, no group may be constant.
 
     Returns:
-        $\partial L/\partial y$, in the shape and dtype of `inputs`. Half precision is computed in
-        float32.
+        $\partial L/\partial y$, in the shape of `inputs` and the widest dtype of what is given. Half
+        precision is computed in float32.
 
     Raises:
         ValueError: if a shape, dtype or number is not as described.
@@ -328,7 +329,8 @@ def group_norm_backward(
         >>> bool(gradient.abs().max() < 1e-4)  # their scale does not matter to the result
         True
     """
-    y, delta = floating("inputs", inputs), floating("grad_output", grad_output)
+    tensors = {"inputs": inputs, "grad_output": grad_output} | ({} if weight is None else {"weight": weight})
+    y, delta, *scale = together(**tensors)
     if y.ndim < 2:
         raise ValueError(f"inputs: expected shape (n, c, ...), got {tuple(y.shape)}")
     alike("grad_output", delta, "inputs", y, "shape")
@@ -337,11 +339,10 @@ def group_norm_backward(
     if channels % num_groups:
         raise ValueError(f"num_groups: expected a divisor of {channels} channels, got {num_groups}")
     eps = number("eps", eps, 0.0, math.inf)
-    if weight is not None:
-        scale = floating("weight", weight)
-        if scale.shape != (channels,):
-            raise ValueError(f"weight: expected shape ({channels},), got {tuple(scale.shape)}")
-        delta = delta * scale.reshape(-1, *[1] * (y.ndim - 2))
+    for each in scale:
+        if each.shape != (channels,):
+            raise ValueError(f"weight: expected shape ({channels},), got {tuple(each.shape)}")
+        delta = delta * each.reshape(-1, *[1] * (y.ndim - 2))
 
     y = y.reshape(y.shape[0], num_groups, -1)
     delta = delta.reshape(y.shape)
@@ -349,7 +350,8 @@ def group_norm_backward(
     inverse = (centred.square().mean(-1, keepdim=True) + eps).rsqrt()
     normed = centred * inverse
     gradient = inverse * (delta - delta.mean(-1, keepdim=True) - normed * (normed * delta).mean(-1, keepdim=True))
-    return gradient.reshape(inputs.shape).to(inputs.dtype)
+    dtype = functools.reduce(torch.promote_types, (each.dtype for each in tensors.values()))
+    return gradient.reshape(inputs.shape).to(dtype)
 
 
 @torch.inference_mode(False)  # what is made in it has no version, by which changes in place are noticed

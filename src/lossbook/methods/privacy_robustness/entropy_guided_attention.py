@@ -259,7 +259,7 @@ class WeightNormalisation(nn.Module):
         # A row of zeros has no direction, and stays.
         smallest = torch.finfo(direction_.dtype).tiny
         weight = length_ * direction_ / direction_.norm(dim=1, keepdim=True).clamp(min=smallest)
-        return weight.to(direction.dtype)
+        return weight.to(torch.promote_types(length.dtype, direction.dtype))
 
     def right_inverse(
         self, weight: Float[Tensor, "outputs inputs"]
@@ -314,7 +314,8 @@ class SpectralNormalisation(nn.Module):
         matrix, left = together(weight=weight, left=self.left)
         with full_precision(matrix):
             with torch.no_grad():
-                left = _towards_left(matrix, left) if self.training else left.clone()
+                # Rounded to half precision it is no unit vector any more.
+                left = _towards_left(matrix, left) if self.training else nn.functional.normalize(left, dim=0)
                 right = nn.functional.normalize(matrix.T @ left, dim=0)
                 if self.training:
                     # One bad weight would stay in the estimate for ever.

@@ -9,7 +9,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, indices, number, one_of, positive, reduce, whole
+from lossbook.methods._validate import (
+    Reduction,
+    cross_entropy,
+    floating,
+    indices,
+    number,
+    one_of,
+    picked,
+    positive,
+    reduce,
+    together,
+    whole,
+)
 from lossbook.methods.similarities import unit
 
 __all__ = [
@@ -92,6 +104,8 @@ def diffusion_step(alphas_cumprod: Float[Tensor, " t"], sigma: float | Float[Ten
     if alphas.ndim != 1 or len(alphas) < 2:
         raise ValueError(f"alphas_cumprod: expected shape (t,) with t of at least 2, got {tuple(alphas.shape)}")
     sigma = number("sigma", sigma, 0.0)
+    if alphas.isnan().any():
+        raise ValueError("alphas_cumprod: expected numbers, got NaN")
     enough = ((1 - alphas) / alphas).sqrt()[1:] >= 2 * sigma
     if not enough.any():
         raise ValueError(f"sigma: expected noise that the diffusion reaches, got {sigma!r}")
@@ -138,7 +152,7 @@ def smoothed_logits(
         >>> smoothed_logits(model, torch.rand(2, 4), noise, sigma=0.25).shape
         torch.Size([2, 5, 3])
     """
-    inputs, noise = floating("inputs", inputs), floating("noise", noise)
+    inputs, noise = together(inputs=inputs, noise=noise)
     if inputs.ndim < 2 or 0 in inputs.shape:
         raise ValueError(f"inputs: expected shape (n, *shape), no dimension of it 0, got {tuple(inputs.shape)}")
     if noise.ndim != inputs.ndim + 1 or noise.shape[1] == 0 or noise[:, 0].shape != inputs.shape:
@@ -176,7 +190,7 @@ def smoothed_cross_entropy(
 
     Args:
         logits: of `samples` noisy copies of `n` pictures; float16 and bfloat16 are computed in float32.
-        targets: class wanted for each picture.
+        targets: class wanted for each picture, $0$ to $k-1$; with another number the loss is not a number.
         average: what is averaged over the copies.
         floor: smallest averaged probability, at least 0 and below 1. Below it the gradient is zero: a picture that the
             classifier puts so far from the target stays where it is. 0 computes the logarithm exactly.
@@ -204,9 +218,9 @@ def smoothed_cross_entropy(
     floor = number("floor", floor, 0.0, 1 - 1e-9)
     if average == "logits":
         logits = logits.mean(1, keepdim=True)
-    of_class = targets.long().reshape(-1, 1, 1).expand(-1, logits.shape[1], 1)
-    logs = logits.log_softmax(-1).gather(-1, of_class).squeeze(-1)
-    mean = logs.mean(1) if average == "log-probabilities" else logs.logsumexp(1) - math.log(logs.shape[1])
+    copies = logits.shape[1]
+    logs = picked(logits.log_softmax(-1).flatten(0, 1), targets.repeat_interleave(copies)).unflatten(0, (-1, copies))
+    mean = logs.mean(1) if average == "log-probabilities" else logs.logsumexp(1) - math.log(copies)
     if floor > 0:
         mean = mean.clamp(min=math.log(floor))
     return reduce(-mean, reduction)
@@ -307,7 +321,7 @@ def smooth_inversion(
         >>> found.perturbation.sign(), round(found.perturbation.norm().item(), 3)
         (tensor([[ 1., -1.]]), 0.2)
     """
-    images = _support("images", images, targets)
+    images, targets = _support("images", images, targets)
     radius = _per_problem("radius", radius, images, strict=True)
     rate = radius / 20 if step_size is None else _per_problem("step_size", step_size, images, strict=True)
     spread = sigma if denoiser is not None else _per_problem("sigma", sigma, images)
@@ -396,7 +410,7 @@ def mask_inversion(
         >>> model((1 - found.mask) * images[:, 0] + found.mask * found.pattern).argmax(1)
         tensor([3])
     """
-    images = _support("images", images, targets)
+    images, targets = _support("images", images, targets)
     if images.ndim != 5:
         raise ValueError(f"images: expected shape (n, support, c, h, w), got {tuple(images.shape)}")
     penalty = number("penalty", penalty, 0.0)
@@ -414,12 +428,12 @@ def mask_inversion(
     above, below = torch.zeros_like(targets), torch.zeros_like(targets)
     smallest = images.new_full((count,), math.inf)
     best_mask, best_pattern = _sigmoid(mask).detach(), _sigmoid(pattern).detach()
-    wanted, history = targets.long().repeat_interleave(support), []
+    wanted, history = targets.repeat_interleave(support), []
     with torch.enable_grad():
         for _ in range(steps):
             m, p = _sigmoid(mask), _sigmoid(pattern)
-            logits = model(((1 - m).unsqueeze(1) * images + (m * p).unsqueeze(1)).flatten(0, 1))
-            fit = torch.nn.functional.cross_entropy(logits, wanted, reduction="none")
+            logits = floating("model", model(((1 - m).unsqueeze(1) * images + (m * p).unsqueeze(1)).flatten(0, 1)))
+            fit = cross_entropy(logits, wanted)
             size = m.flatten(1).sum(1)
             losses = fit.unflatten(0, (count, support)).mean(1) + weight * size
             optimizer.zero_grad()
@@ -461,16 +475,16 @@ def _norms(values: Tensor) -> Tensor:
     return _spread(values.flatten(1).norm(dim=1), values)
 
 
-def _support(name: str, images: Tensor, targets: Tensor) -> Tensor:
+def _support(name: str, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     images = floating(name, images)
     if images.ndim < 3 or 0 in images.shape:
         raise ValueError(
             f"{name}: expected shape (n, support, *shape), no dimension of it 0, got {tuple(images.shape)}"
         )
     targets = indices("targets", targets, len(images))
-    images = images.detach()
     # What was made in inference mode may be no part of a graph, its copy may.
-    return images.clone() if images.is_inference() else images
+    images, targets = (each.clone() if each.is_inference() else each for each in (images.detach(), targets))
+    return images, targets
 
 
 def _per_problem(name: str, value: PerProblem, like: Tensor, *, strict: bool = False) -> Tensor:
@@ -482,5 +496,5 @@ def _per_problem(name: str, value: PerProblem, like: Tensor, *, strict: bool = F
                 f"got {value.dtype} of shape {tuple(value.shape)}"
             )
         return value.to(like)
-    positive(name, value) if strict else number(name, value, 0.0)
+    value = positive(name, value) if strict else number(name, value, 0.0)
     return like.new_full(like.shape[:1], value)
