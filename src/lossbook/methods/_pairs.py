@@ -201,10 +201,11 @@ def pooled(
     classes = (rows if labels is None else _numbers("labels", labels, first)).repeat(2)
     partners = torch.cat([rows + n, rows]) if labels is None else None
     anchors = slice(n) if one_way else slice(2 * n)
+    # A copy, since the loop that torch.compile makes of blocks of rows takes no two views of one tensor.
     return Pairs(
         views[anchors],
         torch.cat([views, *extra]),
-        classes[anchors],
+        classes[anchors].clone(),
         classes,
         None if partners is None else partners[anchors],
         themselves=True,

@@ -87,7 +87,7 @@ def by_rows(
 
     Args:
         losses: `losses(queries, index)` for some of the queries and their row numbers. It may use other tensors, such
-            as the keys or a temperature; gradients reach them.
+            as the keys or a temperature; gradients reach them. Under torch.compile no two of them may be views of one.
         queries: rows.
         rows: how many at a time; None for all at once.
 
