@@ -380,6 +380,10 @@ def test_frozen_parameters_may_be_left_out(frozen, route):
     torch.testing.assert_close(norms, expected[..., kept].norm(dim=2), rtol=1e-10, atol=1e-10)
     gradients = logit_dp_gradient(encoder, trained, first, second, clip=0.3)
     assert gradients.keys() == trained.keys()
+    # They need not be frozen by requires_grad: what comes out is constant all the same.
+    for name, value in encoder.named_parameters():
+        assert value.requires_grad, name
+    assert not norms.requires_grad and not any(value.requires_grad for value in gradients.values())
     half = copy.deepcopy(encoder).half()  # what is left out is in half precision as well
     some = {name: value for name, value in half.named_parameters() if name in trained}
     assert flat(logit_dp_gradient(half, some, first.half(), second.half(), clip=0.3)).isfinite().all()
@@ -474,6 +478,8 @@ def test_bad_input_is_refused():
     rejects(pair_gradient_norms, encoder, parameters, inputs, inputs, rows=0, names="rows")
     rejects(pair_gradient_norms, encoder, {"2.weight": parameters["1.weight"]}, inputs, inputs, names="parameters")
     rejects(pair_gradient_norms, encoder, {}, inputs, inputs, names="parameters")
+    rejects(pair_gradient_norms, encoder, parameters, inputs[:0], inputs[:0], names="first")
+    rejects(logit_dp_gradient, encoder, parameters, inputs[:0], inputs[:0], names="first")
     rejects(pair_gradient_norms, nn.Conv2d(1, 1, 1), {}, inputs, inputs, route="linear", names="encoder")
     unflattened = nn.Sequential(nn.Linear(3, 2)).double()
     rejects(

@@ -291,6 +291,8 @@ def pair_gradient_norms(
         torch.Size([3, 3])
     """
     alike("second", second, "first", first, "shape")
+    if not first.numel():
+        raise ValueError(f"first: expected at least one element, got shape {tuple(first.shape)}")
     if rows is not None:
         rows = whole("rows", rows)
     one_of("route", route, "auto", "linear", "jacobian")
@@ -303,8 +305,11 @@ def pair_gradient_norms(
     trained, rest, _ = _state(encoder, parameters)
     with full_precision(first):
         if route == "jacobian" or not _is_linear(encoder):
-            return _norms_by_jacobian(encoder, trained, rest, first, second, rows)
-        return _norms_by_layer(encoder, trained, rest, first, second)
+            norms = _norms_by_jacobian(encoder, trained, rest, first, second, rows)
+        else:
+            norms = _norms_by_layer(encoder, trained, rest, first, second)
+    # What is left out of the parameters may ask for gradients itself.
+    return norms.detach()
 
 
 def logit_dp_gradient(
@@ -370,7 +375,7 @@ def logit_dp_gradient(
         return logit_dp_loss(one, other, norms, clip=clip, temperature=temperature)
 
     with full_precision(first):
-        gradients = grad(loss)(trained)
+        gradients = {name: value.detach() for name, value in grad(loss)(trained).items()}
     if noise_multiplier:
         scale = noise_multiplier * sensitivity
         # One generator draws on from parameter to parameter: the noise of no two of them is related.
