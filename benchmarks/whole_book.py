@@ -212,19 +212,9 @@ def suite(book: Book) -> None:
             part.mkdir(exist_ok=True)
             shutil.copy(one, part / f"test_{slug}.py")
     shutil.rmtree(book.project.output, ignore_errors=True)
+    options = "--numprocesses 2 --dist load --maxschedchunk 1 --quiet".split()
+    command = [sys.executable, "-m", "pytest", *options]
     started = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--numprocesses",
-        "2",
-        "--dist",
-        "load",
-        "--maxschedchunk",
-        "1",
-        "--quiet",
-    ]
     done = subprocess.run(
         command,
         cwd=book.root,

@@ -66,7 +66,7 @@ def settled(page, pattern):
 def test_nothing_is_loaded_until_somebody_asks(open_page, table, claims):
     page = open_page("scoreboard")
     assert [url for url in page.requests if re.search(r"scoreboard-\w+\.js", url)] == []
-    assert count(page) == f"{len(claims)} claims, {len(table) - len(claims)} checks"
+    assert count(page) == f"{len(claims):,} claims, {len(table) - len(claims):,} checks"
     assert page.locator(ROWS).count() == 0
     page.get_by_role("button", name="Show", exact=True).click()
     answered(page, len(claims))
