@@ -212,7 +212,7 @@ def suite(book: Book) -> None:
             part.mkdir(exist_ok=True)
             shutil.copy(one, part / f"test_{slug}.py")
     shutil.rmtree(book.project.output, ignore_errors=True)
-    options = "--numprocesses 2 --dist load --maxschedchunk 1 --quiet".split()
+    options = ["--numprocesses", "2", "--dist", "load", "--maxschedchunk", "1", "--quiet"]
     command = [sys.executable, "-m", "pytest", *options]
     started = time.perf_counter()
     done = subprocess.run(

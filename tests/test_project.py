@@ -147,7 +147,9 @@ except AttributeError as error:
     print(error)
 """
     said = with_extras(code).stdout
-    assert said.startswith("module 'lossbook' has no attribute 'lab': the bench, lossbook.lab, needs IPython, matplotlib, ")
+    assert said.startswith(
+        "module 'lossbook' has no attribute 'lab': the bench, lossbook.lab, needs IPython, matplotlib, "
+    )
     assert said.endswith('pip install "lossbook[lab]"\n')
 
 
