@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import nbformat
 from nbformat import NotebookNode
@@ -87,7 +87,7 @@ def _kept(place: Path, content: str) -> NotebookNode | None:
     """The notebook that was kept of a script with this content."""
     try:
         kept = json.loads(place.read_text(encoding="utf-8"))
-        return nbformat.from_dict(kept["notebook"]) if kept["content"] == content else None
+        return cast("NotebookNode", nbformat.from_dict(kept["notebook"])) if kept["content"] == content else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
