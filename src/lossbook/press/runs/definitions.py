@@ -88,7 +88,7 @@ PURE = {
     *("functools.singledispatch", "functools.total_ordering", "functools.wraps"),
     *("pathlib.Path", "re.compile", "torch.enable_grad", "torch.inference_mode", "torch.no_grad"),
     *("typing.NamedTuple", "typing.NewType", "typing.ParamSpec", "typing.TypeVar", "typing.cast", "typing.final"),
-    *("typing.overload", "typing.runtime_checkable"),
+    *("typing.TypedDict", "typing.overload", "typing.runtime_checkable"),
 }
 
 
