@@ -286,6 +286,12 @@ def test_clipping_shortens_and_keeps_what_is_short():
     torch.testing.assert_close(clip_norm(v, radius=2.0), torch.tensor([[1.2, 1.6], [0.3, 0.4], [0.0, 0.0]]))
 
 
+def test_not_a_number_is_not_within_a_radius():
+    v, nan = torch.tensor([[3.0, 4.0], [0.3, 0.4]]), torch.tensor(math.nan)
+    assert clip_norm(v, radius=nan).isnan().all() and project(v, curvature=nan).isnan().all()
+    assert clip_norm(torch.tensor([[math.nan, 0.1], [0.3, 0.4]]), radius=1.0).isnan().any(1).tolist() == [True, False]
+
+
 def test_riemannian_gradient_is_that_of_geoopt():
     x, y = points()
     (plain,) = torch.autograd.grad(distance(x, y, curvature=0.5).sum(), x)

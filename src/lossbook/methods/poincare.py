@@ -62,7 +62,8 @@ def clip_norm(vectors: Points, *, radius: float | Float[Tensor, ""]) -> Points:
     (vectors,) = _points(vectors=vectors)
     length = _norm(vectors)
     # Within the radius the factor is exactly 1, and at zero nothing is divided.
-    return vectors * torch.where(length > radius, radius / torch.where(length > radius, length, 1), 1)
+    beyond = ~(length <= radius)  # and where one of them is not a number
+    return vectors * torch.where(beyond, radius / torch.where(beyond, length, 1), 1)
 
 
 def project(points: Points, *, curvature: Curvature = 1.0, margin: float | None = None) -> Points:

@@ -135,6 +135,19 @@ def test_one_bad_loss_shows_and_is_not_recorded(bad):
         assert not dynamic_bad_pair_loss(losses, memory["average"][:2], statistics, form=form).isfinite()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_memory_in_half_precision_counts_on(dtype):
+    index = torch.arange(2)
+    memory = record_losses(pair_memory(2, dtype=dtype), torch.tensor([1.0, 2.0]), index)
+    for _ in range(4):
+        memory = record_losses({**memory, "count": memory["count"] + 999}, torch.tensor([1.0, 2.0]), index)
+    assert memory["average"].dtype == dtype and memory["count"].tolist() == [4001, 4001]
+    memory = record_losses(
+        record_losses(pair_memory(1, dtype=dtype), torch.ones(1), index[:1]), 2 * torch.ones(1), index[:1]
+    )
+    assert memory["average"] == 1.5
+
+
 def test_an_infinite_average_does_not_hide_the_others():
     averages = torch.tensor([1.0, 3.0, math.inf])
     statistics = loss_statistics(averages)

@@ -349,6 +349,20 @@ def test_gradients_of_a_half_precision_network_are_computed_in_single_precision(
         torch.testing.assert_close(flat(found).double(), flat(expected), rtol=1e-4, atol=1e-5)
 
 
+def test_dtypes_meet_in_the_widest():
+    encoder, parameters = network()
+    first, second = draw(2, 5, 6)
+    mixed = {**parameters, "1.bias": parameters["1.bias"].bfloat16()}
+    rounded = {name: value.double() for name, value in mixed.items()}
+    inputs = first.half(), second
+    for route in ("linear", "jacobian"):
+        found = pair_gradient_norms(encoder, mixed, *inputs, route=route)
+        expected = pair_gradient_norms(encoder, rounded, first.half().double(), second, route=route)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    found, expected = (logit_dp_gradient(encoder, each, *inputs) for each in (mixed, rounded))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_half_precision_does_not_overflow_on_the_way():
     encoder = nn.Sequential(nn.Linear(512, 16), nn.ReLU(), nn.Linear(16, 4)).half()
     first, second = (100 * draw(4, 512, seed=seed).half() for seed in (0, 1))

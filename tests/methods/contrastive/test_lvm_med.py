@@ -198,6 +198,15 @@ def test_a_row_that_is_not_a_number_is_nobodys_neighbour():
     assert found[[0, 1, 3]].tolist() == [[1, 3], [0, 3], [1, 0]] and 2 not in found[2]
 
 
+@pytest.mark.parametrize("which", range(4))
+def test_local_affinity_of_what_is_not_a_number_is_none(which):
+    draw = torch.Generator().manual_seed(0)
+    parts = [torch.randn(3, 5, size, generator=draw) for size in (4, 4, 2, 2)]
+    assert local_affinity(*parts).isfinite().all()
+    parts[which][1, 2, 0] = math.nan
+    assert local_affinity(*parts).isnan().any()
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_the_solvers_refuse_what_is_not_finite(bad):
     vertices, edges = affinities()

@@ -63,7 +63,8 @@ def pair_memory(n: int, *, device: torch.device | str | None = None, dtype: torc
 
     Args:
         n: number of pairs of the training set.
-        device, dtype: of the memory; PyTorch's defaults if None.
+        device, dtype: of the memory; PyTorch's defaults if None. Half precision holds the averages alone, since it
+            cannot count far.
 
     Raises:
         ValueError: if `n` is not a positive whole number.
@@ -77,10 +78,8 @@ def pair_memory(n: int, *, device: torch.device | str | None = None, dtype: torc
         {'average': tensor([nan, nan, nan]), 'count': tensor([0., 0., 0.])}
     """
     n = whole("n", n)
-    return {
-        "average": torch.full((n,), math.nan, device=device, dtype=dtype),
-        "count": torch.zeros(n, device=device, dtype=dtype),
-    }
+    average = torch.full((n,), math.nan, device=device, dtype=dtype)
+    return {"average": average, "count": torch.zeros_like(average, dtype=floating("dtype", average).dtype)}
 
 
 def record_losses(
@@ -121,8 +120,8 @@ def record_losses(
     losses = shaped("losses", losses, "n").detach()
     index = indices("index", index, len(losses))
     averages, counts = memory["average"], memory["count"]
-    new, old, seen = (gain * losses).to(averages.dtype), averages[index], counts[index]
-    average = torch.where(seen == 0, new, old + (new - old) / (seen + 1))
+    new, old, seen = gain * losses, averages[index], counts[index]
+    average = torch.where(seen == 0, new, old + (new - old) / (seen + 1)).to(averages.dtype)
     # One bad value would stay in the mean for ever.
     kept = average.isfinite()
     average, seen = torch.where(kept, average, old), torch.where(kept, seen + 1, seen)

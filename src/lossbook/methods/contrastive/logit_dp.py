@@ -8,6 +8,7 @@ sensitivity that grows with the batch. Logit-DP clips the gradient of each *simi
 derivatives of the loss by the similarities. The constants here are derived, not quoted: the published one is too small.
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -268,8 +269,8 @@ def pair_gradient_norms(
       +2\,(b_{ij}^\top b'_{ij})(a_i^\top a'_j+1).$$
 
     Args:
-        encoder: maps `(n, *shape)` to embeddings `(n, d)`, each row by itself: no batch normalisation. What is in half
-            precision is computed in float32, without autocast.
+        encoder: maps `(n, *shape)` to embeddings `(n, d)`, each row by itself: no batch normalisation. It is computed
+            in the widest dtype of its parameters and inputs, at least float32, without autocast.
         parameters: those of the encoder that are trained, by name, by which the gradients are taken: frozen ones may be
             left out. The norms are constants, no gradient passes.
         first, second: the two views.
@@ -301,8 +302,7 @@ def pair_gradient_norms(
             "encoder: expected an nn.Sequential of linear layers and modules without parameters for the route "
             f'"linear", got {type(encoder).__name__}'
         )
-    first, second = (_at_least_single(each.detach()) for each in (first, second))
-    trained, rest, _ = _state(encoder, parameters)
+    trained, rest, _, (first, second) = _state(encoder, parameters, first.detach(), second.detach())
     with full_precision(first):
         if route == "jacobian" or not _is_linear(encoder):
             norms = _norms_by_jacobian(encoder, trained, rest, first, second, rows)
@@ -367,8 +367,7 @@ def logit_dp_gradient(
         sensitivity = positive("sensitivity", sensitivity)
     norms = pair_gradient_norms(encoder, parameters, first, second, rows=rows)
 
-    first, second = _at_least_single(first), _at_least_single(second)
-    trained, rest, own_name = _state(encoder, parameters)
+    trained, rest, own_name, (first, second) = _state(encoder, parameters, first, second)
 
     def loss(trained: dict[str, Tensor]) -> Tensor:
         one, other = (functional_call(encoder, rest | trained, (inputs,)) for inputs in (first, second))
@@ -386,17 +385,13 @@ def logit_dp_gradient(
     return {name: gradients[own_name[name]] for name in parameters}
 
 
-def _at_least_single(value: Tensor) -> Tensor:
-    """The tensor, in float32 if it comes in half precision."""
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
 def _state(
-    encoder: nn.Module, parameters: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str]]:
-    """What is trained, as constants, what else of the encoder must be handed in, in float32 at least; and the names.
+    encoder: nn.Module, parameters: Mapping[str, Tensor], *inputs: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, str], list[Tensor]]:
+    """What is trained, as constants; what else of the encoder must be handed in; names; and the inputs.
 
-    A tied parameter has several names, of which one is used: the third result leads to it.
+    All in the widest of their dtypes, at least float32. A tied parameter has several names, of which one is used: the
+    third result leads to it.
     """
     names: dict[int, str] = {}
     own_name = {}
@@ -406,15 +401,19 @@ def _state(
     for name, value in parameters.items():
         if name not in own_name:
             raise ValueError(f"parameters: expected names of the encoder's parameters, got {name!r}")
-        trained.setdefault(own_name[name], _at_least_single(value.detach()))
+        trained.setdefault(own_name[name], value.detach())
     if not trained:
         raise ValueError("parameters: expected at least one, got none")
     rest = {
-        name: value.detach().float()
+        name: value.detach()
         for name, value in (*encoder.named_parameters(), *encoder.named_buffers())
-        if name not in trained and value.dtype in (torch.float16, torch.bfloat16)
+        if name not in trained and value.is_floating_point()
     }
-    return trained, rest, own_name
+    dtypes = [value.dtype for value in (*trained.values(), *rest.values(), *inputs) if value.is_floating_point()]
+    dtype = functools.reduce(torch.promote_types, dtypes, torch.float32)
+    trained = {name: value.to(dtype) for name, value in trained.items()}
+    rest = {name: value.to(dtype) for name, value in rest.items() if value.dtype != dtype}
+    return trained, rest, own_name, [value.to(dtype) if value.is_floating_point() else value for value in inputs]
 
 
 def _norms_by_jacobian(

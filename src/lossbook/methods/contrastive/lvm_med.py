@@ -1,5 +1,6 @@
 """LVM-Med: two views of a batch are two graphs, and a solver that matches them is to find every picture again."""
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -189,8 +190,14 @@ def local_affinity(
         _distances(floating("first_positions", first_positions), floating("second_positions", second_positions)),
         _distances(first.detach(), second.detach()),
     ]
-    there = [cosines.take_along_dim(each.argmin(3, keepdim=True), 3).mean((1, 3)) for each in near]
-    back = [cosines.take_along_dim(each.argmin(1, keepdim=True), 1).mean((1, 3)) for each in near]
+
+    def of_nearest(distances: Tensor, dim: int) -> Tensor:
+        least, index = distances.min(dim, keepdim=True)
+        # Of a place that is not a number no cell is the nearest.
+        return torch.where(least.isnan(), math.nan, cosines.take_along_dim(index, dim)).mean((1, 3))
+
+    there = [of_nearest(each, 3) for each in near]
+    back = [of_nearest(each, 1) for each in near]
     return (there[0] + there[1]) + (back[0] + back[1])
 
 
