@@ -898,7 +898,7 @@ def trained(method, runs, *, number=positives, data="all", detach=True, name=Non
     )
     features = {key: fitted.predict(split.inputs) for key, split in splits.items()}
     frame = fitted.runs.assign(method=name or method, K=number, data=data)
-    accuracies = lab.accuracies(
+    accuracies = 100 * lab.accuracies(
         {key: value[0] for key, value in features.items()},
         {key: split.targets for key, split in splits.items()} | {"train": targets},
     )

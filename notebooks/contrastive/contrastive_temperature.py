@@ -863,7 +863,7 @@ def train_and_measure(method, runs, shift):
     embedded = {name: unit(fitted.predict(s.inputs)) for name, s in splits.items()}
     targets = {name: s.targets for name, s in splits.items()}
     frame = fitted.runs.assign(method=method, shift=shift)
-    frame = frame.join(lab.accuracies(embedded, targets))
+    frame = frame.join(100 * lab.accuracies(embedded, targets))
     frame["uniformity"] = [-float(uniformity(x, rows=1024)) for x in embedded["test"]]
     frame["tolerance"] = [
         float(tolerance(x, targets["test"], rows=1024)) for x in embedded["test"]

@@ -709,7 +709,7 @@ for seed, name in enumerate(["validation", "test"]):
 def neighbours(features, *names):
     """Accuracies, in per cent, of the vote of ten training pictures."""
     judged = {name: features[name] for name in ("train", *names)}
-    return lab.accuracies(judged, targets, judge=lab.k_nearest_neighbours, neighbours=10)
+    return 100 * lab.accuracies(judged, targets, judge=lab.k_nearest_neighbours, neighbours=10)
 
 
 pixels = {name: images.flatten(1)[None] for name, images in seen.items()}

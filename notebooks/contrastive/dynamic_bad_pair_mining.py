@@ -786,7 +786,7 @@ for method in methods:
         progress=method,
     )
     parts = dict(zip(("train", "validation", "test"), clean, strict=True))
-    accuracies = lab.accuracies(
+    accuracies = 100 * lab.accuracies(
         {name: fitted.predict(x)[0] for name, (x, _) in parts.items()},
         {name: y for name, (_, y) in parts.items()},
     )

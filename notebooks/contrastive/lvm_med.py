@@ -1199,7 +1199,7 @@ def run_all(method, kind, runs):
             for name, split in splits.items()
         }
         targets = {name: split.targets for name, split in splits.items()}
-        frame = frame.join(lab.accuracies(found, targets, judge=lab.k_nearest_neighbours))
+        frame = frame.join(100 * lab.accuracies(found, targets, judge=lab.k_nearest_neighbours))
     if kind == main and method.startswith("second order"):
         maps = {name: fitted.predict(patches(each))[0] for name, each in spoilt.items()}
         for name in ("validation", "test"):

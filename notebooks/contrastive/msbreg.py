@@ -851,8 +851,8 @@ def trained(family, runs, *, number=2, names=None, **options):
             "train": targets
         }
         frame = fitted.runs.assign(family=family, views=number, **options)
-        frame = frame.join(lab.accuracies(features, labels))
-        voted = lab.accuracies(embeddings, labels, judge=lab.k_nearest_neighbours)
+        frame = frame.join(100 * lab.accuracies(features, labels))
+        voted = 100 * lab.accuracies(embeddings, labels, judge=lab.k_nearest_neighbours)
         frame["test neighbours"] = voted["test accuracy"]
         for name in ("validation", "test"):
             frame[f"{name} effective rank"] = representations.effective_rank(

@@ -645,7 +645,7 @@ for method in ("log-odds", "artanh", "InfoNCE"):
         progress=method,
     )
     features = {name: fitted.predict(split.inputs)[0] for name, split in splits.items()}
-    accuracies = lab.accuracies(features, {n: split.targets for n, split in splits.items()})
+    accuracies = 100 * lab.accuracies(features, {n: split.targets for n, split in splits.items()})
     results.append(fitted.runs.assign(method=method).join(accuracies))
     gradients.append(fitted.logged["gradient"].sum(1))  # over steps: (runs, 3, bins)
 

@@ -902,7 +902,7 @@ def distance_of(network, seed):
         network,
         (len(rows), *shape),
         signal,
-        torch.Generator(device).manual_seed(seed),
+        generator=torch.Generator(device).manual_seed(seed),
         labels=labels[rows],
         steps=sampling_steps,
         limit=1.0,

@@ -75,7 +75,7 @@ def gaussian(mean, spread):
 @pytest.mark.parametrize(("eta", "steps"), [(0.0, None), (1.0, None), (0.5, None), (0.0, 10)])
 def test_samples_of_a_gaussian(eta, steps):
     new = diffusion.diffusion_sample(
-        gaussian(1.5, 0.5), (20000, 1), SIGNAL, torch.Generator().manual_seed(0), steps=steps, eta=eta
+        gaussian(1.5, 0.5), (20000, 1), SIGNAL, generator=torch.Generator().manual_seed(0), steps=steps, eta=eta
     )
     assert new.mean().item() == pytest.approx(1.5, abs=0.03)
     # Few steps leave the spread a little wrong, as for every discretisation.
@@ -92,7 +92,7 @@ def test_one_known_input_is_found_exactly(eta):
 
     labels = torch.tensor([2, 0, 1, 1])
     draw = torch.Generator().manual_seed(0)
-    new = diffusion.diffusion_sample(denoiser, (4, 5), SIGNAL, draw, labels=labels, eta=eta)
+    new = diffusion.diffusion_sample(denoiser, (4, 5), SIGNAL, generator=draw, labels=labels, eta=eta)
     torch.testing.assert_close(new, known[labels], rtol=1e-3, atol=1e-3)
 
 
@@ -105,7 +105,7 @@ def test_ancestral_step_has_the_posterior_mean_and_variance():
         seen.append(noisy)
         return 0.3 * noisy
 
-    diffusion.diffusion_sample(denoiser, (50000, 1), signal, torch.Generator().manual_seed(0), eta=1.0)
+    diffusion.diffusion_sample(denoiser, (50000, 1), signal, generator=torch.Generator().manual_seed(0), eta=1.0)
     start, after = seen
     clean = (start - math.sqrt(0.8) * 0.3 * start) / math.sqrt(0.2)
     beta = 1 - 0.2 / 0.6
@@ -120,7 +120,7 @@ def test_limit_and_generator():
         return 100 * noisy
 
     one, same = (
-        diffusion.diffusion_sample(wild, (5, 2), SIGNAL, torch.Generator().manual_seed(3), limit=1.0, steps=7)
+        diffusion.diffusion_sample(wild, (5, 2), SIGNAL, generator=torch.Generator().manual_seed(3), limit=1.0, steps=7)
         for _ in range(2)
     )
     assert torch.equal(one, same) and one.abs().max() <= 1
@@ -179,18 +179,91 @@ def test_denoisers_learn_in_a_stack_what_they_learn_alone(kind):
 
 def test_bad_input_is_refused():
     draw = torch.Generator()
-    with pytest.raises(ValueError, match="steps: expected at least 2"):
+    with pytest.raises(ValueError, match="steps: expected a whole number of at least 2, got 1"):
         diffusion.noise_schedule(1)
     with pytest.raises(ValueError, match=r"steps: expected 1 to 20 .* got 21"):
-        diffusion.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, draw, steps=21)
+        diffusion.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, generator=draw, steps=21)
     with pytest.raises(ValueError, match="eta: expected"):
-        diffusion.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, draw, eta=1.5)
+        diffusion.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, generator=draw, eta=1.5)
     with pytest.raises(ValueError, match="labels: expected 2 as in shape, got 3"):
-        diffusion.diffusion_sample(gaussian(0, 1), (2, 1), SIGNAL, draw, labels=torch.zeros(3, dtype=torch.long))
+        diffusion.diffusion_sample(
+            gaussian(0, 1), (2, 1), SIGNAL, generator=draw, labels=torch.zeros(3, dtype=torch.long)
+        )
     with pytest.raises(ValueError, match="labels: expected some, with 3 classes"):
         DENOISERS["residual"](classes=3)(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match="shape: expected .* divisible by 4"):
         diffusion.UNet((1, 6, 6), steps=20, channels=(8, 8, 8))
+
+
+INPUTS, NOISE = torch.randn(2, 4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+TIMES = torch.tensor([0, 5, 10, 19])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"times": torch.tensor([0, 5, 10, -1])}, "times: expected numbers from 0 to 19, got -1 to 10"),
+        ({"times": torch.tensor([0, 5, 10, 20])}, "times: expected numbers from 0 to 19, got 0 to 20"),
+        ({"times": TIMES.float()}, "times: expected whole numbers, got torch.float32"),
+        ({"times": TIMES[:1]}, r"times: expected shape \(4,\), one for each input, got \(1,\)"),
+        ({"noise": NOISE[:1]}, r"noise: expected shape \(4, 1, 8, 8\), that of the inputs, got \(1, 1, 8, 8\)"),
+        ({"inputs": (255 * INPUTS).byte()}, "inputs: expected a floating-point tensor, got torch.uint8"),
+    ],
+)
+def test_noise_of_other_inputs_and_times_is_refused(changes, message):
+    arguments = {"inputs": INPUTS, "noise": NOISE, "times": TIMES, "signal": SIGNAL, **changes}
+    with pytest.raises(ValueError, match=message):
+        diffusion.add_noise(**arguments)
+    for measure in (diffusion.error_map, diffusion.denoising_loss):
+        with pytest.raises(ValueError, match=message):
+            measure(lambda noisy, *_: noisy, **arguments)
+
+
+def test_denoiser_that_answers_in_another_shape_is_refused():
+    def blurred(noisy, times, labels):
+        return noisy.mean((2, 3), keepdim=True)
+
+    with pytest.raises(ValueError, match=r"denoiser: expected shape \(4, 1, 8, 8\), that of the inputs"):
+        diffusion.denoising_loss(blurred, INPUTS, NOISE, TIMES, SIGNAL)
+    with pytest.raises(ValueError, match=r"denoiser: expected shape \(2, 1, 8, 8\), that of the sample"):
+        diffusion.diffusion_sample(blurred, (2, 1, 8, 8), SIGNAL, generator=torch.Generator())
+    with pytest.raises(ValueError, match="limit: expected a positive, finite number, got -1"):
+        diffusion.diffusion_sample(blurred, (2, 1, 8, 8), SIGNAL, generator=torch.Generator(), limit=-1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32], ids=str)
+def test_times_and_labels_of_any_whole_dtype(dtype):
+    labels, denoiser = torch.tensor([0, 1, 2, 0]), DENOISERS["residual"](classes=3)
+    expected = diffusion.error_map(denoiser, INPUTS, NOISE, TIMES, SIGNAL, labels)
+    found = diffusion.error_map(denoiser, INPUTS, NOISE, TIMES.to(dtype), SIGNAL, labels.to(dtype))
+    torch.testing.assert_close(found, expected)
+
+
+def test_under_vmap_a_time_outside_the_schedule_gives_nan():
+    times = torch.stack([TIMES, TIMES - 1, TIMES + 1])
+    found = torch.func.vmap(lambda t: diffusion.add_noise(INPUTS, NOISE, t, SIGNAL))(times)
+    assert found.isnan().flatten(2).all(2).tolist() == [[False] * 4, [True] + [False] * 3, [False] * 3 + [True]]
+    torch.testing.assert_close(found[0], diffusion.add_noise(INPUTS, NOISE, TIMES, SIGNAL))
+
+
+def test_half_precision_has_the_noise_that_it_should():
+    """In bfloat16 the first share of signal, 0.9981, and its complement would both be rounded: no noise would be left."""
+    signal = diffusion.noise_schedule(100)
+    inputs, noise, times = torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([0])
+    found = diffusion.add_noise(inputs.bfloat16(), noise.bfloat16(), times, signal)
+    expected = diffusion.add_noise(inputs, noise, times, signal)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("kind", list(DENOISERS))
+def test_a_label_that_is_no_class_is_refused_or_nan(kind):
+    denoiser = DENOISERS[kind](classes=3)
+    for labels, got in (([0, 1, 2, 3], "0 to 3"), ([0, 1, 2, -1], "-1 to 2")):
+        with pytest.raises(ValueError, match=f"labels: expected numbers from 0 to 2, got {got}"):
+            denoiser(INPUTS, TIMES, torch.tensor(labels))
+        found = torch.func.vmap(denoiser, in_dims=(None, None, 0))(INPUTS, TIMES, torch.tensor([labels]))
+        assert found.isnan().flatten(2).all(2).tolist() == [[False, False, False, True]]
 
 
 @pytest.mark.parametrize("kind", list(DENOISERS))

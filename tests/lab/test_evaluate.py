@@ -18,7 +18,7 @@ def test_accuracies_are_those_of_each_run_alone(judge):
     assert list(frame) == ["test accuracy", "more accuracy"]
     for run in range(3):
         tests = [(features[name][run], targets[name]) for name in ("test", "more")]
-        assert frame.loc[run].tolist() == [100 * a for a in judge(features["train"][run], targets["train"], *tests)]
+        assert frame.loc[run].tolist() == judge(features["train"][run], targets["train"], *tests)
 
 
 def test_accuracies_hand_options_to_the_judge():
@@ -28,7 +28,7 @@ def test_accuracies_hand_options_to_the_judge():
         lab.accuracies(features, targets, judge=lab.k_nearest_neighbours, neighbours=k).loc[0, "test accuracy"]
         for k in (1, 3)
     ]
-    assert score == [100, 0]
+    assert score == [1, 0]
 
 
 @pytest.mark.parametrize(("features", "targets"), [(["test"], ["train", "test"]), (["train", "test"], ["train"])])

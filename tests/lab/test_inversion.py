@@ -183,7 +183,10 @@ def test_explained_share_and_its_interval():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: inversion.averaged(lambda: torch.zeros(1), 0), "queries: expected at least 1, got 0"),
+        (
+            lambda: inversion.averaged(lambda: torch.zeros(1), 0),
+            "queries: expected a whole number of at least 1, got 0",
+        ),
         (lambda: inversion.fit_decoders(torch.zeros(1, 1, 9, 2), torch.zeros(8, 2)), "originals: expected 9"),
         (
             lambda: inversion.fit_decoders(torch.zeros(1, 1, 9, 2), torch.zeros(9, 2), held_out=0.0),
@@ -191,13 +194,13 @@ def test_explained_share_and_its_interval():
         ),
         (
             lambda: inversion.ascend_posterior(lambda x: x, torch.zeros(3, 2), torch.zeros(2, dtype=torch.long)),
-            "targets: expected one class for each row",
+            r"targets: expected shape \(3,\), one class for each row of the start, got \(2,\)",
         ),
         (
             lambda: inversion.ascend_posterior(
                 lambda x: x, torch.zeros(1, 2), torch.zeros(1, dtype=torch.long), queries=0
             ),
-            "queries: expected at least 1, got 0",
+            "queries: expected a whole number of at least 1, got 0",
         ),
         (lambda: inversion.with_candidates(torch.zeros(3, 2), 2, torch.zeros(4)), "column: expected 0 to 1, got 2"),
         (lambda: inversion.attribute_posterior(torch.zeros(1, 3, 2), torch.ones(3)), "prior: expected 2 values"),
@@ -235,3 +238,67 @@ def test_decoders_refuse_another_number_of_models():
     decoders = inversion.fit_decoders(normal(1, 1, 20, 2), normal(20, 2), epochs=1, progress=None)
     with pytest.raises(ValueError, match="released: expected one for each of 1 models, got 2"):
         decoders(normal(2, 5, 2))
+
+
+def test_what_is_no_number_is_refused():
+    nan, inf = math.nan, math.inf
+    flat, truth = torch.full((4, 2), 0.5), torch.tensor([0, 1, 0, 1])
+    bad = flat.clone()
+    bad[1, 0] = nan
+    cases = [
+        (
+            lambda: inversion.attribute_posterior(bad[None].log()),
+            "log_likelihoods: expected numbers, got NaN in 1 of 8",
+        ),
+        (
+            lambda: inversion.attribute_posterior(torch.full((1, 4, 2), nan)),
+            "log_likelihoods: expected numbers, got NaN",
+        ),
+        (
+            lambda: inversion.attribute_posterior(torch.full((1, 4, 2), inf)),
+            "log_likelihoods: expected numbers below inf",
+        ),
+        (lambda: inversion.attribute_posterior(flat[None], bad), "prior: expected finite values of at least 0"),
+        (lambda: inversion.attribute_posterior(flat[None], -flat[0]), "prior: expected finite values of at least 0"),
+        (lambda: inversion.attribute_posterior(flat[None], 0 * flat[0]), "prior: expected finite .* some above it"),
+        (lambda: inversion.attribute_posterior(flat[None], flat[:3]), "prior: expected 2 values, or so many a row"),
+        (lambda: inversion.attribute_success(bad, truth), "posterior: expected numbers, got NaN in 1 of 8 places"),
+        (lambda: inversion.attribute_success(flat, truth[:1]), r"truth: expected shape \(4,\), one value for each row"),
+        (lambda: inversion.attribute_success(flat, truth + 1), "truth: expected numbers from 0 to 1, got 1 to 2"),
+        (lambda: inversion.attribute_success(flat, truth - 1), "truth: expected numbers from 0 to 1, got -1 to 0"),
+        (lambda: inversion.explained_share(bad, flat, 0 * flat), "reconstructed: expected finite numbers, got NaN"),
+        (lambda: inversion.explained_share(flat, bad, 0 * flat), "originals: expected finite numbers, got NaN"),
+        (lambda: inversion.explained_share(flat, flat, bad), "reference: expected finite numbers, got NaN"),
+        (lambda: inversion.explained_share(flat, flat, flat, confidence=95), "confidence: expected a number between"),
+        (lambda: inversion.success_rate(truth, confidence=1.0), "confidence: expected a number between 0 and 1"),
+        (lambda: inversion.success_rate(flat), r"hits: expected shape \(8,\), one for each attack, got \(4, 2\)"),
+        (lambda: inversion.success_rate(bad[:, 0]), "hits: expected some values in"),
+        (lambda: inversion.fit_decoders(bad[None, None], flat), "released: expected finite numbers, got NaN"),
+        (lambda: inversion.fit_decoders(flat[None, None].log() - inf, flat), "released: expected finite numbers"),
+        (lambda: inversion.fit_decoders(flat[None, None], bad), "originals: expected finite numbers, got NaN"),
+        (
+            lambda: inversion.with_candidates(truth[:, None], 0, torch.tensor([0.5])),
+            "inputs: expected a floating-point",
+        ),
+        (lambda: inversion.ascend_posterior(lambda x: x, bad, truth), "start: expected numbers, got NaN in 1 of 8"),
+        (
+            lambda: inversion.ascend_posterior(lambda x: nan * x, flat, truth),
+            "log_posterior: expected numbers, got NaN",
+        ),
+        (
+            lambda: inversion.ascend_posterior(lambda x: x, flat, truth, penalty=-1.0),
+            "penalty: expected a finite number of",
+        ),
+        (lambda: inversion.ascend_posterior(lambda x: x, flat, truth, bounds=(1.0, 0.0)), "bounds: expected the lower"),
+    ]
+    for call, message in cases:
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_truth_and_targets_of_any_whole_dtype():
+    posterior, truth = torch.tensor([[0.7, 0.3], [0.5, 0.5]]), torch.tensor([0, 1])
+    for dtype in (torch.uint8, torch.int32):
+        assert torch.equal(inversion.attribute_success(posterior, truth.to(dtype)), torch.tensor([1.0, 0.5]))
+        found = inversion.ascend_posterior(lambda x: x.log_softmax(-1), posterior, truth.to(dtype))
+        torch.testing.assert_close(found, torch.eye(2), rtol=0, atol=1e-2)

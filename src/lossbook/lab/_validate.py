@@ -61,7 +61,7 @@ def some(name: str, count: int, what: str) -> None:
         raise ValueError(f"{name}: expected {what}, got none")
 
 
-def shape(name: str, value: Tensor, expected: tuple[int, ...], of: str) -> None:
+def has_shape(name: str, value: Tensor, expected: tuple[int, ...], of: str) -> None:
     """ValueError unless the shape is this one, which is that of something named."""
     if tuple(value.shape) != tuple(expected):
         raise ValueError(f"{name}: expected shape {tuple(expected)}, {of}, got {tuple(value.shape)}")

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from lossbook.lab._validate import (
     class_numbers,
+    has_shape,
     largest,
     number,
     real,
     refuted,
-    shape,
     some,
     spoilt,
     transformed,
@@ -521,7 +521,7 @@ def robust_accuracy(
         0.5
     """
     batch_size = whole("batch_size", batch_size)
-    shape("targets", targets, inputs.shape[:1], "one class for each example")
+    has_shape("targets", targets, inputs.shape[:1], "one class for each example")
     some("inputs", len(inputs), "examples")
     if options.get("targeted"):
         raise ValueError("targeted: expected False, since accuracy counts any error, got True")
@@ -530,7 +530,7 @@ def robust_accuracy(
         found = attack(model, chunk, classes, bounds=bounds, **options)
         adversarial = found.inputs if isinstance(found, Attacked) else found
         with _attack(model, chunk, classes) as aim:
-            shape("attack", adversarial, aim.inputs.shape, "that of the inputs")
+            has_shape("attack", adversarial, aim.inputs.shape, "that of the inputs")
             right = [largest(aim.logits(each), aim.targets) for each in (aim.inputs, adversarial.to(aim.inputs))]
             kept.append(aim.returned(right[0] & right[1]))
     return torch.cat(kept, -1).double().mean(-1)
@@ -584,7 +584,7 @@ class _Aim:
         def total(inputs: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
             logits = self._asked(inputs)
             values = -measure(logits) if targeted else measure(logits)
-            shape("loss", values, self.targets.shape, "one number for each example")
+            has_shape("loss", values, self.targets.shape, "one number for each example")
             return values.sum(), (values, logits)
 
         if transformed():
@@ -697,7 +697,7 @@ def _attack(model: Attackable, inputs: Tensor, targets: Tensor | None) -> Iterat
                 targets = call(inputs).argmax(-1)
             assert targets is not None
             targets = targets.clone() if targets.is_inference() else targets
-            shape("targets", targets, inputs.shape[: targets.ndim], "one class for each example")
+            has_shape("targets", targets, inputs.shape[: targets.ndim], "one class for each example")
             yield _Aim(call, inputs, class_numbers("targets", targets).to(inputs.device), targets.ndim, home)
     finally:
         for module, training in modes.items():
@@ -801,7 +801,7 @@ def _fitting(logits: Tensor, targets: Tensor, *, least: int, name: str = "target
     if logits.shape[-1] < least:
         words = {2: "two", 3: "three", 4: "four"}
         raise ValueError(f"logits: expected at least {words[least]} classes, got {logits.shape[-1]}")
-    shape(name, targets, logits.shape[:-1], "one class for each row of the logits")
+    has_shape(name, targets, logits.shape[:-1], "one class for each row of the logits")
     return class_numbers(name, targets, logits.shape[-1]).to(logits.device)
 
 

@@ -10,8 +10,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor, nn
+
+from lossbook.lab._validate import class_numbers, has_shape, number, real, spoilt, whole
 
 __all__ = ["Denoiser", "UNet", "add_noise", "denoising_loss", "diffusion_sample", "error_map", "noise_schedule"]
 
@@ -40,8 +42,7 @@ def noise_schedule(steps: int, kind: Literal["cosine", "linear"] = "cosine") -> 
         >>> signal.shape, round(signal[0].item(), 2), round(signal[-1].item(), 2)
         (torch.Size([100]), 1.0, 0.0)
     """
-    if steps < 2:
-        raise ValueError(f"steps: expected at least 2, got {steps}")
+    steps = whole("steps", steps, least=2)
     if kind == "linear":
         beta = torch.linspace(1e-4, 0.02, steps, dtype=torch.float64) * (1000 / steps)
     elif kind == "cosine":
@@ -56,10 +57,13 @@ def noise_schedule(steps: int, kind: Literal["cosine", "linear"] = "cosine") -> 
 def add_noise(
     inputs: Float[Tensor, "n *shape"],
     noise: Float[Tensor, "n *shape"],
-    times: Int[Tensor, " n"],
+    times: Integer[Tensor, " n"],
     signal: Float[Tensor, " steps"],
 ) -> Float[Tensor, "n *shape"]:
     r"""Inputs as they are at their times, $z_t=\sqrt{\bar\alpha_t}\,z_0+\sqrt{1-\bar\alpha_t}\,\epsilon$.
+
+    Both factors are computed in the precision of the schedule. Under `vmap`, where nothing can be raised, an input
+    whose time the schedule does not have becomes NaN.
 
     Args:
         inputs: $z_0$.
@@ -67,23 +71,37 @@ def add_noise(
         times: $t$ of each input, from 0 to `len(signal) - 1`.
         signal: $\bar\alpha_t$, as `noise_schedule` returns it.
 
+    Raises:
+        ValueError: for inputs that are not floating-point, noise or times that do not fit them, or a time that the
+            schedule does not have.
+
     Examples:
         >>> inputs, noise, signal = torch.ones(2, 3), torch.zeros(2, 3), torch.tensor([0.81, 0.25])
         >>> diffusion.add_noise(inputs, noise, torch.tensor([0, 1]), signal).round(decimals=3)
         tensor([[0.9000, 0.9000, 0.9000],
                 [0.5000, 0.5000, 0.5000]])
     """
-    share = signal.to(inputs)[times].view(-1, *(1 for _ in inputs.shape[1:]))
-    return share.sqrt() * inputs + (1 - share).sqrt() * noise
+    for name, value in (("inputs", inputs), ("noise", noise)):
+        if not value.is_floating_point():
+            raise ValueError(f"{name}: expected a floating-point tensor, got {value.dtype}")
+    has_shape("noise", noise, inputs.shape, "that of the inputs")
+    has_shape("times", times, inputs.shape[:1], "one for each input")
+    times = class_numbers("times", times, len(signal))
+    at = times.clamp(0, len(signal) - 1)
+    kept, added = (
+        spoilt(factor.sqrt().to(inputs)[at], times != at).view(-1, *(1 for _ in inputs.shape[1:]))
+        for factor in (signal, 1 - signal)
+    )
+    return kept * inputs + added * noise
 
 
 def error_map(
     denoiser: Predict,
     inputs: Float[Tensor, "n *shape"],
     noise: Float[Tensor, "n *shape"],
-    times: Int[Tensor, " n"],
+    times: Integer[Tensor, " n"],
     signal: Float[Tensor, " steps"],
-    labels: Int[Tensor, " n"] | None = None,
+    labels: Integer[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "n *shape"]:
     r"""Squared error of the predicted noise in every element, $e=(\hat\epsilon(z_t,t,c)-\epsilon)^{\odot2}$.
 
@@ -95,6 +113,9 @@ def error_map(
         signal: $\bar\alpha_t$, as `noise_schedule` returns it.
         labels: the condition $c$; None for a denoiser without one.
 
+    Raises:
+        ValueError: as `add_noise`, or if the predicted noise has another shape.
+
     Examples:
         >>> signal, times = diffusion.noise_schedule(100), torch.tensor([0, 99])
         >>> inputs, noise = torch.ones(2, 3), torch.full((2, 3), 2.0)
@@ -103,18 +124,20 @@ def error_map(
         tensor([[4., 4., 4.],
                 [4., 4., 4.]])
     """
-    return (denoiser(add_noise(inputs, noise, times, signal), times, labels) - noise).square()
+    predicted = denoiser(add_noise(inputs, noise, times, signal), times, labels)
+    has_shape("denoiser", predicted, noise.shape, "that of the inputs")
+    return (predicted - noise).square()
 
 
 def denoising_loss(
     denoiser: Predict,
     inputs: Float[Tensor, "n *shape"],
     noise: Float[Tensor, "n *shape"],
-    times: Int[Tensor, " n"],
+    times: Integer[Tensor, " n"],
     signal: Float[Tensor, " steps"],
-    labels: Int[Tensor, " n"] | None = None,
+    labels: Integer[Tensor, " n"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean of `error_map` over inputs and elements, with the same arguments: the usual training loss.
+    """Mean of `error_map` over inputs and elements, with the same arguments and errors: the usual training loss.
 
     Examples:
         >>> signal, times = diffusion.noise_schedule(100), torch.tensor([0, 99])
@@ -131,9 +154,9 @@ def diffusion_sample(
     denoiser: Predict,
     shape: Sequence[int],
     signal: Float[Tensor, " steps"],
-    generator: torch.Generator,
     *,
-    labels: Int[Tensor, " n"] | None = None,
+    generator: torch.Generator,
+    labels: Integer[Tensor, " n"] | None = None,
     steps: int | None = None,
     eta: float = 0.0,
     limit: float | None = None,
@@ -159,22 +182,25 @@ def diffusion_sample(
         limit: $\hat z_0$ is kept within plus and minus this, and $\hat\epsilon$ follows; None for no limit.
 
     Raises:
-        ValueError: for more steps than the schedule has, `eta` outside $[0,1]$, or labels of another number.
+        ValueError: for more steps than the schedule has, `eta` outside $[0,1]$, a limit that is not positive, labels of
+            another number, or a denoiser that predicts noise of another shape.
 
     Examples:
         >>> signal, generator = diffusion.noise_schedule(100), torch.Generator().manual_seed(0)
         >>> denoiser = diffusion.Denoiser((1, 8, 8), steps=100)
-        >>> diffusion.diffusion_sample(denoiser, (4, 1, 8, 8), signal, generator, steps=5).shape
+        >>> shape, options = (4, 1, 8, 8), {"generator": generator, "steps": 5}
+        >>> diffusion.diffusion_sample(denoiser, shape, signal, **options).shape
         torch.Size([4, 1, 8, 8])
     """
-    total = len(signal)
-    steps = total if steps is None else steps
-    if not 1 <= steps <= total:
+    total = len(real("signal", signal))
+    steps = total if steps is None else whole("steps", steps)
+    if steps > total:
         raise ValueError(f"steps: expected 1 to {total} (the schedule's), got {steps}")
     if not 0 <= eta <= 1:
         raise ValueError(f"eta: expected a number from 0 to 1, got {eta}")
     if labels is not None and len(labels) != shape[0]:
         raise ValueError(f"labels: expected {shape[0]} as in shape, got {len(labels)}")
+    limit = None if limit is None else float(number("limit", limit, positive=True))
     device = generator.device
     used = torch.linspace(total - 1, 0, steps).round().long().tolist() if steps > 1 else [total - 1]
     shares = [float(signal[time]) for time in used] + [1.0]
@@ -182,6 +208,7 @@ def diffusion_sample(
     for index, time in enumerate(used):
         now, then = shares[index : index + 2]
         noise = denoiser(state, torch.full((shape[0],), time, device=device), labels)
+        has_shape("denoiser", noise, state.shape, "that of the sample")
         clean = (state - math.sqrt(1 - now) * noise) / math.sqrt(now)
         if limit is not None:
             clean = clean.clamp(-limit, limit)
@@ -204,7 +231,7 @@ class _Condition(nn.Module):
         self.mix = nn.Linear(width, width)
 
     def forward(
-        self, times: Int[Tensor, " n"], labels: Int[Tensor, " n"] | None, dtype: torch.dtype
+        self, times: Integer[Tensor, " n"], labels: Integer[Tensor, " n"] | None, dtype: torch.dtype
     ) -> Float[Tensor, "n w"]:
         if (labels is None) != (self.label is None):
             raise ValueError(f"labels: expected {'some' if self.label else 'None'}, with {self.classes} classes")
@@ -213,8 +240,10 @@ class _Condition(nn.Module):
         angle = (times[:, None] / self.steps).to(dtype) * math.pi * (2**octave).to(dtype)
         hidden = self.time(torch.cat([angle.sin(), angle.cos()], 1))
         if self.label is not None and labels is not None:
-            known = torch.arange(self.classes, device=times.device)
-            hidden = hidden + self.label((labels[:, None] == known).to(dtype))
+            # A label that is none of the classes would be no condition at all.
+            labels = class_numbers("labels", labels, self.classes)
+            known = labels[:, None] == torch.arange(self.classes, device=times.device)
+            hidden = hidden + spoilt(self.label(known.to(dtype)), ~known.any(1, keepdim=True))
         return self.mix(F.silu(hidden))
 
 
@@ -259,7 +288,10 @@ class Denoiser(nn.Module):
         self.blocks = nn.ModuleList(_DenseBlock(width) for _ in range(blocks))
 
     def forward(
-        self, noisy: Float[Tensor, "n *shape"], times: Int[Tensor, " n"], labels: Int[Tensor, " n"] | None = None
+        self,
+        noisy: Float[Tensor, "n *shape"],
+        times: Integer[Tensor, " n"],
+        labels: Integer[Tensor, " n"] | None = None,
     ) -> Float[Tensor, "n *shape"]:
         """The noise predicted in each input at its time."""
         condition = F.silu(self.condition(times, labels, noisy.dtype))
@@ -325,7 +357,7 @@ class UNet(nn.Module):
         self.leave = nn.Conv2d(channels[0], inputs, 3, padding=1)
 
     def forward(
-        self, noisy: Float[Tensor, "n c h w"], times: Int[Tensor, " n"], labels: Int[Tensor, " n"] | None = None
+        self, noisy: Float[Tensor, "n c h w"], times: Integer[Tensor, " n"], labels: Integer[Tensor, " n"] | None = None
     ) -> Float[Tensor, "n c h w"]:
         """The noise predicted in each picture at its time."""
         condition = F.silu(self.condition(times, labels, noisy.dtype))

@@ -1,4 +1,4 @@
-"""What a trained network is worth. Scores are shares in [0, 1], unless said otherwise."""
+"""What a trained network is worth. Scores are shares in [0, 1]."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from lossbook.lab._validate import class_numbers, largest, real, shape, some, spoilt, whole
+from lossbook.lab._validate import class_numbers, has_shape, largest, real, some, spoilt, whole
 
 __all__ = [
     "accuracies",
@@ -37,7 +37,7 @@ def correct(logits: Float[Tensor, "*n k"], targets: Integer[Tensor, "*n"]) -> Bo
     """
     if logits.shape[-1] < 2:
         raise ValueError(f"logits: expected at least two classes, got {logits.shape[-1]}")
-    shape("targets", targets, logits.shape[:-1], "one class for each row of the logits")
+    has_shape("targets", targets, logits.shape[:-1], "one class for each row of the logits")
     return largest(logits, class_numbers("targets", targets, logits.shape[-1]).to(logits.device))
 
 
@@ -57,7 +57,7 @@ def accuracy(logits: Float[Tensor, "*runs n k"], targets: Integer[Tensor, " n"])
     """
     real("logits", logits)
     some("logits", logits.shape[-2] if logits.ndim > 1 else 0, "rows")
-    shape("targets", targets, logits.shape[-2:-1], "one class for each row of the logits")
+    has_shape("targets", targets, logits.shape[-2:-1], "one class for each row of the logits")
     right = correct(logits, targets.expand(logits.shape[:-1]))
     return spoilt(right.double().mean(-1), logits.isnan().any(-1).any(-1))
 
@@ -117,6 +117,7 @@ def k_nearest_neighbours(
         >>> lab.k_nearest_neighbours(features, targets, test)
         [1.0]
     """
+    from sklearn import config_context
     from sklearn.neighbors import KNeighborsClassifier
 
     known, asked = _arrays(features, targets, tests)
@@ -124,7 +125,9 @@ def k_nearest_neighbours(
     if neighbours > len(features):
         raise ValueError(f"neighbours: expected at most {len(features)} (the rows), got {neighbours}")
     model = KNeighborsClassifier(neighbours, metric="cosine").fit(*known)
-    return [float(model.score(*each)) for each in asked]
+    # Distances are held to some rows at a time: these are MiB.
+    with config_context(working_memory=64):
+        return [float(model.score(*each)) for each in asked]
 
 
 def accuracies(
@@ -134,7 +137,7 @@ def accuracies(
     judge: Callable[..., list[float]] = linear_probe,
     **options: Any,
 ) -> pd.DataFrame:
-    """How well every run's features tell classes apart, in per cent: a row a run, a column "<split> accuracy" a split.
+    """How well every run's features tell classes apart: a row a run, a column "<split> accuracy" a split.
 
     Args:
         features: by split: "train", which the judge learns from, and the splits that it is asked about.
@@ -150,7 +153,7 @@ def accuracies(
         >>> train, test = torch.eye(2).repeat(3, 5, 1), torch.eye(2).repeat(3, 1, 1)  # three runs
         >>> targets = {"train": torch.arange(10) % 2, "test": torch.arange(2)}
         >>> lab.accuracies({"train": train, "test": test}, targets)["test accuracy"].tolist()
-        [100.0, 100.0, 100.0]
+        [1.0, 1.0, 1.0]
     """
     for name in ("train", *features):
         if name not in features or name not in targets:
@@ -163,7 +166,7 @@ def accuracies(
         judge(features["train"][run], targets["train"], *((features[n][run], targets[n]) for n in asked), **options)
         for run in range(len(features["train"]))
     ]
-    return pd.DataFrame(100 * np.array(scores), columns=[f"{name} accuracy" for name in asked])
+    return pd.DataFrame(np.array(scores), columns=[f"{name} accuracy" for name in asked])
 
 
 def _arrays(
@@ -174,8 +177,8 @@ def _arrays(
     def arrays(names: tuple[str, str], x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndarray]:
         real(names[0], x, finite=True)
         some(names[0], len(x), "rows")
-        shape(names[0], x, (len(x), features.shape[-1]), "rows as wide as all features")
-        shape(names[1], y, (len(x),), "one class for each row")
+        has_shape(names[0], x, (len(x), features.shape[-1]), "rows as wide as all features")
+        has_shape(names[1], y, (len(x),), "one class for each row")
         # NumPy has no bfloat16.
         x = x.float() if x.dtype == torch.bfloat16 else x
         return x.detach().cpu().numpy(), class_numbers(names[1], y).cpu().numpy()

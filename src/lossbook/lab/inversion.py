@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Integer, Shaped
 from torch import Tensor, nn
 
+from lossbook.lab._validate import class_numbers, has_shape, number, real, refuted, share, whole
 from lossbook.lab.fitting import choose_device, fit
 from lossbook.lab.statistics import Interval
 
@@ -43,8 +44,7 @@ def averaged(release: Callable[[], Float[Tensor, "*shape"]], queries: int) -> Fl
         >>> bool((mean - 1).abs().max() < 0.3)
         True
     """
-    if queries < 1:
-        raise ValueError(f"queries: expected at least 1, got {queries}")
+    queries = whole("queries", queries)
     total = release()
     for _ in range(queries - 1):
         total = total + release()
@@ -142,7 +142,7 @@ def fit_decoders(
         progress: what the progress line calls it; None for no line.
 
     Raises:
-        ValueError: for releases and originals of unequal number, or too few of them.
+        ValueError: for releases and originals of unequal number, too few of them, or some that are not finite.
 
     Source:
         Yang, Zhang, Chang and Liang (2019), CCS, arXiv:1902.08552 (training on auxiliary releases); the start from
@@ -155,6 +155,8 @@ def fit_decoders(
         tensor([[[1.]]])
     """
     models, draws, n, _ = released.shape
+    real("released", released, finite=True)
+    real("originals", originals, finite=True)
     if len(originals) != n:
         raise ValueError(f"originals: expected {n}, one for each release, got {len(originals)}")
     kept = n - round(held_out * n)
@@ -223,7 +225,7 @@ def _least_squares(released: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, T
 def ascend_posterior(
     log_posterior: Callable[[Float[Tensor, "*shape"]], Float[Tensor, "*attacks k"]],
     start: Float[Tensor, "*shape"],
-    targets: Int[Tensor, "*attacks"],
+    targets: Integer[Tensor, "*attacks"],
     *,
     steps: int = 200,
     learning_rate: float = 0.05,
@@ -247,7 +249,8 @@ def ascend_posterior(
         bounds: $a,b$, the range of inputs.
 
     Raises:
-        ValueError: if targets do not fit the start, or a number is out of range.
+        ValueError: if targets do not fit the start, a number is out of range, or the posterior or its gradient is not a
+            number.
 
     Source:
         Fredrikson, Jha and Ristenpart (2015), CCS; the mean over noise as in Athalye et al. (2018), arXiv:1707.07397.
@@ -258,13 +261,13 @@ def ascend_posterior(
         >>> inversion.ascend_posterior(log_posterior, start, targets).round(decimals=2)
         tensor([[0., 1., 0.]])
     """
-    if start.shape[: targets.ndim] != targets.shape:
-        raise ValueError(
-            f"targets: expected one class for each row of {tuple(start.shape)}, got {tuple(targets.shape)}"
-        )
-    for name, value in (("steps", steps), ("queries", queries)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    real("start", start)
+    has_shape("targets", targets, start.shape[: targets.ndim], "one class for each row of the start")
+    targets = class_numbers("targets", targets).to(start.device)
+    steps, queries, penalty = whole("steps", steps), whole("queries", queries), float(number("penalty", penalty))
+    number("learning_rate", learning_rate, positive=True)
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"bounds: expected the lower before the higher, got {bounds}")
     inputs = start.detach().clone().requires_grad_()
     search = torch.optim.Adam([inputs], lr=learning_rate)
     for _ in range(steps):
@@ -275,20 +278,22 @@ def ascend_posterior(
         search.step()
         with torch.no_grad():
             inputs.clamp_(*bounds)
-    return inputs.detach()
+    return real("log_posterior", inputs.detach())
 
 
 def with_candidates(inputs: Float[Tensor, "n d"], column: int, values: Float[Tensor, " m"]) -> Float[Tensor, "m n d"]:
     """What the rows would be if the sensitive column had each of the values: the attacker's hypotheses.
 
     Raises:
-        ValueError: for a column that is not there.
+        ValueError: for a column that is not there, or rows that are not floating-point (they would cut the values).
 
     Examples:
         >>> rows = torch.tensor([[1.0, 5.0], [2.0, 6.0]])
         >>> inversion.with_candidates(rows, 1, torch.tensor([0.0, 1.0])).shape
         torch.Size([2, 2, 2])
     """
+    if not inputs.is_floating_point():
+        raise ValueError(f"inputs: expected a floating-point tensor, got {inputs.dtype}")
     if not 0 <= column < inputs.shape[1]:
         raise ValueError(f"column: expected 0 to {inputs.shape[1] - 1}, got {column}")
     rows = inputs.repeat(len(values), 1, 1)
@@ -312,18 +317,24 @@ def attribute_posterior(
         prior: $\pi$, what is known without the model, of shape `(m,)` or one for each row; None for uniform.
 
     Raises:
-        ValueError: if the prior has another number of values or a negative one.
+        ValueError: if a likelihood is NaN or infinite, or the prior has another number of values, one that is negative
+            or not finite, or none that is positive.
 
     Examples:
         >>> likelihoods = torch.tensor([[[0.9, 0.1]], [[0.6, 0.4]]])  # two releases, two values
         >>> inversion.attribute_posterior(likelihoods.log()).round(decimals=3)
         tensor([[0.9310, 0.0690]], dtype=torch.float64)
     """
+    real("log_likelihoods", log_likelihoods)
+    if refuted(log_likelihoods < torch.inf):
+        raise ValueError("log_likelihoods: expected numbers below infinity, got infinity")
     total = log_likelihoods.double().sum(0)
     if prior is None:
         prior = total.new_ones(total.shape[1])
-    if prior.shape[-1] != total.shape[1] or prior.ndim > 2 or (prior < 0).any():
-        raise ValueError(f"prior: expected {total.shape[1]} values of at least 0, got shape {tuple(prior.shape)}")
+    if prior.shape not in (total.shape[1:], total.shape):
+        raise ValueError(f"prior: expected {total.shape[1]} values, or so many a row, got shape {tuple(prior.shape)}")
+    if refuted((prior >= 0) & (prior < torch.inf) & (prior > 0).any(-1, keepdim=True)):
+        raise ValueError("prior: expected finite values of at least 0, some above it, got others")
     logs = prior.to(total).log().expand_as(total)
     joint = logs + total
     possible = joint.isfinite().any(1, keepdim=True)
@@ -331,7 +342,7 @@ def attribute_posterior(
 
 
 def attribute_success(
-    posterior: Float[Tensor, "n m"], truth: Int[Tensor, " n"], *, tolerance: float = 1e-9
+    posterior: Float[Tensor, "n m"], truth: Integer[Tensor, " n"], *, tolerance: float = 1e-9
 ) -> Float[Tensor, " n"]:
     """How probable it is that the most probable value is the true one: 0, 1, or a share where several are tied.
 
@@ -340,11 +351,17 @@ def attribute_success(
         truth: position of the true value among the candidates.
         tolerance: values this close to the largest count as tied, and one of them is guessed at random.
 
+    Raises:
+        ValueError: for a posterior that is not a number, or a truth of another shape, dtype or range.
+
     Examples:
         >>> posterior = torch.tensor([[0.7, 0.3], [0.5, 0.5]])
         >>> inversion.attribute_success(posterior, torch.tensor([0, 1]))
         tensor([1.0000, 0.5000])
     """
+    real("posterior", posterior)
+    has_shape("truth", truth, posterior.shape[:1], "one value for each row")
+    truth = class_numbers("truth", truth, posterior.shape[1]).to(posterior.device)
     best = posterior >= posterior.amax(1, keepdim=True) - tolerance
     return best.gather(1, truth[:, None])[:, 0].to(posterior) / best.sum(1)
 
@@ -359,7 +376,7 @@ def success_rate(hits: Shaped[Tensor, " n"], *, confidence: float = 0.95) -> Int
         confidence: of the interval.
 
     Raises:
-        ValueError: if there is no attack, or a value outside [0, 1].
+        ValueError: if there is no attack, a value outside [0, 1], or a confidence outside (0, 1).
 
     Examples:
         >>> rate = inversion.success_rate(torch.tensor([1, 1, 1, 0]))
@@ -368,15 +385,17 @@ def success_rate(hits: Shaped[Tensor, " n"], *, confidence: float = 0.95) -> Int
     """
     from scipy.stats import norm
 
+    share("confidence", confidence)
+    has_shape("hits", hits, (hits.numel(),), "one for each attack")
     values = hits.detach().double()
     n = len(values)
     if not n or not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"hits: expected some values in [0, 1], got {n} of them, {values.tolist()[:5]} ...")
-    share, z = float(values.mean()), float(norm.ppf((1 + confidence) / 2))
-    middle = share + z**2 / (2 * n)
-    half = z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
+    rate, z = float(values.mean()), float(norm.ppf((1 + confidence) / 2))
+    middle = rate + z**2 / (2 * n)
+    half = z * (rate * (1 - rate) / n + z**2 / (4 * n**2)) ** 0.5
     scale = 1 + z**2 / n
-    return Interval(share, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale), n)
+    return Interval(rate, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale), n)
 
 
 def explained_share(
@@ -400,7 +419,8 @@ def explained_share(
         confidence: of the interval.
 
     Raises:
-        ValueError: if shapes differ, there are fewer than two inputs, or the reference is perfect.
+        ValueError: if shapes differ, there are fewer than two inputs, a value is not finite, the reference is perfect,
+            or the confidence is outside (0, 1).
 
     Examples:
         >>> originals = torch.tensor([[0.0], [2.0], [4.0]])
@@ -413,6 +433,9 @@ def explained_share(
     if not reconstructed.shape == originals.shape == reference.shape or len(originals) < 2:
         shapes = [tuple(each.shape) for each in (reconstructed, originals, reference)]
         raise ValueError(f"reconstructed: expected three times the same shape with at least two rows, got {shapes}")
+    share("confidence", confidence)
+    for name, each in (("reconstructed", reconstructed), ("originals", originals), ("reference", reference)):
+        real(name, each, finite=True)
     gaps = ((each - originals).detach().double() for each in (reconstructed, reference))
     ours, theirs = (gap.flatten(1).square().sum(1) for gap in gaps)
     if not theirs.sum() > 0:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lossbook.lab._validate import flags, real, shape, share, some, spoilt, whole
+from lossbook.lab._validate import flags, has_shape, real, share, some, spoilt, whole
 from lossbook.lab.fitting import fit
 from lossbook.lab.nets import mlp
 from lossbook.lab.statistics import Interval
@@ -40,7 +40,7 @@ def attack_auc(members: Float[Tensor, "*runs n"], others: Float[Tensor, "*runs m
     for name, scores in (("members", members), ("others", others)):
         real(name, scores)
         some(name, scores.shape[-1], "scores")
-    shape("others", others, (*members.shape[:-1], others.shape[-1]), "the runs of the members")
+    has_shape("others", others, (*members.shape[:-1], others.shape[-1]), "the runs of the members")
     # Sorting and searching need one dtype, and half precision has no search.
     dtype = torch.promote_types(torch.promote_types(members.dtype, others.dtype), torch.float32)
     asked, ranked = members.detach().to(dtype).contiguous(), others.detach().to(dtype).sort(-1).values
@@ -107,7 +107,7 @@ def judge_attack(
     from scipy.stats import binomtest, norm
 
     for name, scores in (("members", members), ("others", others)):
-        shape(name, scores, (scores.numel(),), "scores in a row")
+        has_shape(name, scores, (scores.numel(),), "scores in a row")
     share("false_positives", false_positives)
     share("confidence", confidence)
     n, m = len(members), len(others)
@@ -160,7 +160,7 @@ def threshold_attack(
     real("auxiliary", auxiliary)
     for values in asked:
         real("asked", values)
-        shape("asked", values, (*auxiliary.shape[:-1], values.shape[-1]), "the runs of the auxiliary examples")
+        has_shape("asked", values, (*auxiliary.shape[:-1], values.shape[-1]), "the runs of the auxiliary examples")
     members = members.to(auxiliary.device)
     smaller = attack_auc(-auxiliary[..., members], -auxiliary[..., ~members]) >= 0.5
     sign = torch.where(smaller, -1.0, 1.0).to(auxiliary).unsqueeze(-1)
@@ -215,7 +215,7 @@ def learned_attack(
     real("auxiliary", auxiliary, finite=True)
     for each in asked:
         real("asked", each, finite=True)
-        shape("asked", each, (runs, each.shape[1], width), "runs and features of the auxiliary examples")
+        has_shape("asked", each, (runs, each.shape[1], width), "runs and features of the auxiliary examples")
     steps, batch_size = whole("steps", steps), whole("batch_size", batch_size)
     mean, spread = auxiliary.mean(1, keepdim=True), auxiliary.std(1, keepdim=True).clamp(min=1e-8)
     standard = (auxiliary - mean) / spread

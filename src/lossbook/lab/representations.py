@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lossbook.lab._validate import flags, real, refuted, shape, some, spoilt, whole
+from lossbook.lab._validate import flags, has_shape, real, refuted, some, spoilt, whole
 
 __all__ = ["effective_rank", "frechet_distance", "retrieval"]
 
@@ -45,7 +45,7 @@ def retrieval(
     if relevant is None:
         relevant = torch.eye(*scores.shape[-2:], dtype=torch.bool, device=scores.device)
     relevant = flags("relevant", relevant).to(scores.device)
-    shape("relevant", relevant, scores.shape[-2:], "queries and passages of the scores")
+    has_shape("relevant", relevant, scores.shape[-2:], "queries and passages of the scores")
     if refuted(relevant.any(-1)):
         raise ValueError(f"relevant: expected a passage for every query, got none for {int((~relevant.any(-1)).sum())}")
     cutoffs = tuple(whole("cutoffs", k) for k in cutoffs)
@@ -140,7 +140,7 @@ def frechet_distance(
         if value.shape[-2] < 2:
             raise ValueError(f"{name}: expected at least two rows, got {value.shape[-2]}")
     wanted = (*features.shape[:-2], others.shape[-2], features.shape[-1])
-    shape("others", others, wanted, "runs and features of the first set")
+    has_shape("others", others, wanted, "runs and features of the first set")
     means, spreads = [], []
     for value in (features.double(), others.double()):
         means.append(value.mean(-2))

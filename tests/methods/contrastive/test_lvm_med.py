@@ -221,6 +221,23 @@ def test_the_solvers_refuse_what_is_not_finite(bad):
     rejects(graph_matching_loss, vertices, edges._replace(affinity=affinity), noise=0.0, names="edges")
 
 
+def test_nearest_rows_in_blocks_are_those_at_once(monkeypatch):
+    x = pair(23, 3)[0].detach()
+    expected = nearest_rows(x, neighbours=4)
+    for most in (1, 23 * 5, 23 * 22):  # one row at a time, five, all but one
+        monkeypatch.setattr(sys.modules[nearest_rows.__module__], "_DISTANCES", most)
+        assert torch.equal(nearest_rows(x, neighbours=4), expected)
+        mapped = torch.func.vmap(lambda x: nearest_rows(x, neighbours=4))(torch.stack([x, x.flip(0)]))
+        assert torch.equal(mapped[0], expected) and torch.equal(mapped[1], 22 - expected.flip(0))
+
+
+def test_equal_rows_are_nearest_however_far_from_zero():
+    """A distance from squares and inner products would be rounding error there."""
+    x = torch.randn(30, 8, generator=torch.Generator().manual_seed(0))
+    far = 1000 + torch.cat([x, x])
+    assert nearest_rows(far, neighbours=1)[:, 0].tolist() == [*range(30, 60), *range(30)]
+
+
 def test_graph_convolution_is_the_normalised_matrix_with_loops():
     x = pair(7, 3)[0]
     index = nearest_rows(x, neighbours=2)

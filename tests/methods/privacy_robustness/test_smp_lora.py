@@ -134,6 +134,21 @@ def test_attacker_network():
     torch.testing.assert_close(whole(maps, everything), whole(maps))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_attacker_in_half_precision_of_layers_maps_or_autocast_computes_in_single(dtype):
+    attacker, maps = MembershipAttacker(48), torch.rand(5, 48)
+    half, maps = copy.deepcopy(attacker).to(dtype), maps.to(dtype)
+    kept = attacker.draw(torch.Generator().manual_seed(0), 5)
+    expected = copy.deepcopy(half).float()(maps.float(), kept)
+    for model, inputs in ((half, maps), (half, maps.float()), (copy.deepcopy(half).float(), maps)):
+        assert torch.equal(model(inputs, kept), expected) and expected.dtype == torch.float32
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(model(inputs, kept), expected)
+    torch.testing.assert_close(copy.deepcopy(half).double()(maps, kept), expected.double(), rtol=1e-5, atol=1e-6)
+    attacker_loss(half(maps)).backward()
+    assert all(value.grad.dtype == dtype for value in half.parameters())
+
+
 def test_masks_are_dropout():
     """Given the masks that PyTorch drew, the outputs are PyTorch's."""
     attacker = MembershipAttacker(6, hidden=(40,), dropout=0.3)

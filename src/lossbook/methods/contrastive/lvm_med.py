@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+# So many at a time, 16 MiB in float32.
+_DISTANCES = 2**22
+
+
 class Edges(NamedTuple):
     r"""Affinities of the edges of two graphs that give each of their $n$ vertices $k$ neighbours.
 
@@ -50,6 +54,8 @@ class Edges(NamedTuple):
 def nearest_rows(embeddings: Float[Tensor, "n d"], *, neighbours: int = 3) -> Int[Tensor, "n k"]:
     r"""The $k$ nearest other rows of each row, by Euclidean distance: a directed graph whose out-degrees are all $k$.
 
+    Distances are those of differences, so that equal rows are at distance 0, and are held for some rows at a time.
+
     Args:
         embeddings: `(n, d)`; the graph has no gradient.
         neighbours: $k$, from 1 to $n-1$. The paper does not state its value.
@@ -70,15 +76,17 @@ def nearest_rows(embeddings: Float[Tensor, "n d"], *, neighbours: int = 3) -> In
     n = len(embeddings)
     neighbours = whole("neighbours", neighbours, most=n - 1)
     points = embeddings.detach()
-    # One common factor keeps the squares from overflowing and leaves the order.
     largest = torch.finfo(points.dtype).max
+    # One common factor keeps the squares from overflowing and leaves the order.
     points = points / points.abs().nan_to_num(0, 0).amax().clamp(min=torch.finfo(points.dtype).tiny)
-    # Differences, since products would lose the digits of near points; but never all differences at once.
-    distances = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist")
-    own = torch.eye(n, dtype=torch.bool, device=points.device)
-    # A row that is not finite is far from all others, and nobody is a neighbour of itself.
-    distances = distances.nan_to_num(largest, largest).masked_fill(own, torch.inf)
-    return distances.topk(neighbours, largest=False).indices
+    near, rows, place = [], max(1, _DISTANCES // n), torch.arange(n, device=points.device)
+    for some, own in zip(points.split(rows), place.split(rows), strict=True):
+        # Differences, since products would lose the digits of near points; but never all differences at once.
+        distances = torch.cdist(some, points, compute_mode="donot_use_mm_for_euclid_dist")
+        # A row that is not finite is far from all others, and nobody is a neighbour of itself.
+        distances = distances.nan_to_num(largest, largest).masked_fill(own[:, None] == place, torch.inf)
+        near.append(distances.topk(neighbours, largest=False).indices)
+    return torch.cat(near)
 
 
 def graph_convolution(features: Float[Tensor, "n f"], neighbours: Int[Tensor, "n k"]) -> Float[Tensor, "n f"]:

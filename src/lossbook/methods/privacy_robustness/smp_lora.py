@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from lossbook.methods._validate import floating, number, positive, shaped, together, whole
+from lossbook.methods._validate import floating, full_precision, number, positive, shaped, together, whole
 
 __all__ = ["MembershipAttacker", "attacker_loss", "mp_lora_loss", "smp_lora_loss"]
 
@@ -72,13 +72,13 @@ class MembershipAttacker(nn.Module):
             kept: masks of dropout as `draw` makes them; None for no dropout.
         """
         hidden = floating("maps", maps).flatten(1)
-        for index, layer in enumerate(self.layers):
-            hidden, weight, bias = together(maps=hidden, weight=layer.weight, bias=layer.bias)
-            hidden = F.linear(hidden, weight, bias)
-            if index < len(self.layers) - 1:
-                hidden = F.relu(hidden)
-                if kept is not None:
-                    hidden = hidden * kept[index] / (1 - self.dropout)
+        with full_precision(hidden):
+            for index, layer in enumerate(self.layers):
+                hidden = F.linear(*together(maps=hidden, weight=layer.weight, bias=layer.bias))
+                if index < len(self.layers) - 1:
+                    hidden = F.relu(hidden)
+                    if kept is not None:
+                        hidden = hidden * kept[index] / (1 - self.dropout)
         return hidden
 
 
