@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, one_graph, rejects, unhooked
+from support import agree, in_blocks, one_graph, pair, rejects, without_hooks
 
 from lossbook.methods.contrastive import (
     alignment,
@@ -60,11 +60,11 @@ def repulsion_oracle(views, scale=2.0, detach=True, symmetric=False):
 
 def rbf_oracle(views, scale=2.0, width=2.0, detach=True, symmetric=False):
     logs = []
-    for pair in negatives(views, symmetric):
-        weights = [torch.softmax(-scale * costs, 0) for costs in pair]
+    for group in negatives(views, symmetric):
+        weights = [torch.softmax(-scale * costs, 0) for costs in group]
         if detach:
             weights = [w.detach() for w in weights]
-        logs.append(torch.stack([w.dot((-width * c).exp()) for w, c in zip(weights, pair, strict=True)]).mean().log())
+        logs.append(torch.stack([w.dot((-width * c).exp()) for w, c in zip(weights, group, strict=True)]).mean().log())
     return torch.stack(logs).mean()
 
 
@@ -257,9 +257,12 @@ def test_vmap_over_embeddings_and_scales():
 
 def test_compile_without_graph_breaks():
     x = stack()
-    loss = unhooked("lossbook.methods.contrastive.cacr").cacr_loss
-    compiled = one_graph(loss)
-    agree(compiled(x), attraction_oracle(x) + repulsion_oracle(x), (x,))
+    with without_hooks():
+        from lossbook.methods.contrastive import cacr_loss as plain
+
+        agree(one_graph(plain)(x), attraction_oracle(x) + repulsion_oracle(x), (x,))
+        labels = torch.arange(x.shape[1]) // 2
+        agree(one_graph(plain)(x, labels=labels), cacr_loss(x, labels=labels), (x,))
 
 
 def test_bad_input_is_refused():
@@ -283,7 +286,83 @@ def test_bad_input_is_refused():
     rejects(conditional_weights, torch.ones(3), scale=math.inf, names="scale")
 
 
+LABELS = torch.tensor([3, -1, 3, 0, -1, 3, 7, 0])
+
+
+def labelled(views, labels, more, up, down, width=None):
+    """Attraction and repulsion of each query, from the definition; the potential of it, if there is a width."""
+    keys, n = F.normalize(torch.cat([views, more])), len(views)
+    costs = (keys[:n, None] - keys).square().sum(-1)
+    pulls, pushes = [], []
+    for i in range(n):
+        own = [j for j in range(n) if j != i and labels[j] == labels[i]]
+        others = [j for j in range(len(keys)) if j >= n or labels[j] != labels[i]]
+        if own:
+            pulls.append((torch.softmax(up * costs[i, own], 0).detach() * costs[i, own]).sum())
+        weights = torch.softmax(-down * costs[i, others], 0).detach()
+        value = -costs[i, others] if width is None else torch.exp(-width * costs[i, others])
+        pushes.append((weights * value).sum())
+    return torch.stack(pulls), torch.stack(pushes)
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_labels_are_their_definition(rows):
+    (x, y), (more, _) = pair(), pair(3, seed=1)
+    pulls, pushes = labelled(x, LABELS, more, 1.5, 0.7)
+    settings = {"positive_scale": 1.5, "negative_scale": 0.7, "attraction": 2.0, "repulsion": 3.0, "rows": rows}
+    expected = 2 * pulls.mean() + 3 * pushes.mean()
+    agree(cacr_loss(x, labels=LABELS, negatives=more, **settings), expected, (x, more))
+    pulls, pushes = labelled(torch.cat([x, y]), LABELS.repeat(2), more, 1.5, 0.7)
+    expected = 2 * pulls.sum() + 3 * pushes.sum()
+    both = cacr_loss(torch.stack([x, y]), labels=LABELS, negatives=more, reduction="sum", **settings)
+    agree(both, expected, (x, y, more))
+    _, potentials = labelled(x, LABELS, more, 1.0, 0.7, width=1.3)
+    ours = rbf_repulsion(x, labels=LABELS, negatives=more, scale=0.7, width=1.3, rows=rows)
+    agree(ours, potentials.mean().log(), (x, more))
+
+
+def test_attraction_of_two_views_is_that_of_labels_of_their_own():
+    x, y = pair()
+    views = torch.stack([x, y])
+    agree(contrastive_attraction(views, labels=torch.arange(8)), contrastive_attraction(torch.stack([x, y])), (x, y))
+
+
+@pytest.mark.parametrize("rows", [None, 3])
+def test_extra_negatives_are_negatives_of_all(rows):
+    (x, y), (more, _) = pair(), pair(3, seed=1)
+    keys = F.normalize(torch.cat([y, more]))
+    costs = (F.normalize(x)[:, None] - keys).square().sum(-1)
+    terms = []
+    for i in range(8):
+        others = [j for j in range(11) if j != i]
+        terms.append(-(torch.softmax(-2 * costs[i, others], 0).detach() * costs[i, others]).sum())
+    ours = contrastive_repulsion(torch.stack([x, y]), negatives=more, rows=rows, reduction="none")
+    agree(ours, torch.stack(terms), (x, y, more))
+    one = contrastive_repulsion(torch.stack([x, y])[:, :1], negatives=more)
+    assert one.isfinite()
+
+
+@pytest.mark.parametrize("loss", [cacr_loss, contrastive_repulsion, rbf_repulsion, contrastive_attraction])
+@pytest.mark.parametrize("labels", [torch.arange(8), torch.zeros(8, dtype=torch.long)], ids=["no pair", "no negative"])
+def test_what_is_not_there_has_no_term(loss, labels):
+    x, _ = pair()
+    value = loss(x, labels=labels)
+    (gradient,) = torch.autograd.grad(value, x)
+    missing = loss is contrastive_attraction if len(labels.unique()) == 8 else "repulsion" in loss.__name__
+    assert gradient.isfinite().all() and (value.item() == 0 and not gradient.any()) == missing
+
+
+@pytest.mark.parametrize("loss", [cacr_loss, rbf_repulsion])
+@pytest.mark.parametrize("labels", [None, torch.arange(60) // 7], ids=["views", "labels"])
+def test_blocks_are_the_whole_in_little_memory(loss, labels):
+    x, y = pair(60, 4)
+    in_blocks(lambda rows: loss(torch.stack([x, y]), labels=labels, rows=rows), (x, y), most=1000)
+
+
 test_on_any_device = on_any_device(
+    partial(cacr_loss, pair()[0], labels=LABELS, negatives=pair()[0], rows=3),
+    partial(rbf_repulsion, pair()[0], labels=LABELS),
+    partial(contrastive_repulsion, torch.stack(pair()), negatives=pair()[0], symmetric=True),
     partial(cacr_loss, stack(), symmetric=True, rows=2),
     partial(cacr_from_cosines, torch.eye(4)),
     partial(conditional_weights, torch.rand(3, 4), scale=torch.tensor(2.0)),

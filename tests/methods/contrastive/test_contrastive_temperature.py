@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
-from support import agree, extreme, one_graph, pair, rejects, unhooked
+from support import agree, extreme, in_blocks, one_graph, pair, rejects, without_hooks
 
 from lossbook.methods.contrastive import (
     hard_info_nce,
@@ -295,9 +295,10 @@ def test_vmap_over_batches_and_temperatures():
 
 def test_compile_without_graph_breaks():
     x, y = pair()
-    loss = unhooked("lossbook.methods.contrastive.contrastive_temperature").hard_info_nce
-    compiled = one_graph(loss)
-    agree(compiled(x, y, share=0.3), hard_oracle(cosines(x, y), 0.7, 0.3).mean(), (x, y))
+    with without_hooks():
+        from lossbook.methods.contrastive import hard_info_nce as plain
+
+        agree(one_graph(plain)(x, y, share=0.3), hard_oracle(cosines(x, y), 0.7, 0.3).mean(), (x, y))
 
 
 @pytest.mark.parametrize("loss", [hard_info_nce, simple_contrastive], ids=["hard", "simple"])
@@ -324,10 +325,52 @@ def test_bad_numbers_and_targets_are_refused():
     rejects(tolerance, good[:1], torch.ones(1, dtype=torch.long), names="embeddings")
 
 
+LABELS = torch.tensor([3, -1, 3, 0, -1, 3, 7, 0])
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0])
+@pytest.mark.parametrize("views", [1, 2])
+def test_labels_are_their_definition(share, views):
+    (x, y), (more, _) = pair(), pair(3, seed=1)
+    keys = torch.cat([x if views == 1 else y, more])
+    given = (x,) if views == 1 else (x, y)
+    cosines = F.normalize(x) @ F.normalize(keys).T
+    hard, simple = [], []
+    for i in range(8):
+        others = cosines[i, [j for j in range(11) if j >= 8 or LABELS[j] != LABELS[i]]]
+        kept = others.sort(descending=True).values[: max(1, round(share * len(others)))]
+        for p in range(8):
+            if LABELS[p] == LABELS[i] and (views == 2 or p != i):
+                hard.append(torch.logsumexp(torch.cat([cosines[i, p : p + 1], kept]) / 0.3, 0) - cosines[i, p] / 0.3)
+                simple.append(kept.mean() - cosines[i, p])
+    settings = {"labels": LABELS, "negatives": more, "share": share}
+    inputs = (*given, more)
+    both = torch.stack(hard).mean() + 2 * torch.stack(simple).mean()
+    agree(hard_info_nce(*given, temperature=0.3, **settings) + 2 * simple_contrastive(*given, **settings), both, inputs)
+
+
+@pytest.mark.parametrize("loss", [hard_info_nce, simple_contrastive])
+@pytest.mark.parametrize("labels", [None, torch.arange(60) // 7], ids=["views", "labels"])
+def test_blocks_are_the_whole_in_little_memory(loss, labels):
+    x, y = pair(60, 4)
+    in_blocks(lambda rows: loss(x, y, labels=labels, share=0.2, rows=rows, reduction="none"), (x, y), most=1000)
+
+
+@pytest.mark.parametrize("loss", [hard_info_nce, simple_contrastive])
+def test_without_a_pair_there_is_nothing_to_learn(loss):
+    x, _ = pair()
+    value = loss(x, labels=torch.arange(8))
+    (gradient,) = torch.autograd.grad(value, x)
+    assert value.item() == 0 and not gradient.abs().max()
+    assert loss(x, labels=torch.zeros(8, dtype=torch.long)).isfinite()
+
+
 test_on_any_device = on_any_device(
     partial(hard_info_nce, *pair(), rows=3),
     partial(hard_info_nce, *pair(), share=0.3, positives=torch.arange(8)),
     partial(relative_penalties, torch.eye(4), temperature=torch.tensor(0.1)),
+    partial(hard_info_nce, pair()[0], labels=LABELS, negatives=pair()[0], share=0.3),
+    partial(simple_contrastive, *pair(), labels=LABELS, key_labels=LABELS),
     partial(simple_contrastive, *pair(), share=0.3),
     partial(simple_contrastive, *pair(), weight=torch.tensor(2.0), positives=torch.arange(8), rows=3),
     partial(tolerance, pair()[0], torch.arange(8) % 3, rows=3),

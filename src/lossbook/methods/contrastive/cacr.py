@@ -5,10 +5,11 @@ from collections.abc import Callable
 from itertools import combinations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, floating, number, positive, reduce, shaped
+from lossbook.methods._pairs import Block, Pairs, over_terms, pooled, total
+from lossbook.methods._validate import Number, Reduction, floating, indices, number, positive, reduce, shaped, together
 from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
 ]
 
 Scale = float | Float[Tensor, ""]
+Views = Float[Tensor, "v n d"] | Float[Tensor, "n d"]
 
 
 def conditional_weights(costs: Float[Tensor, "*n k"], *, scale: Scale) -> Float[Tensor, "*n k"]:
@@ -48,7 +50,13 @@ def conditional_weights(costs: Float[Tensor, "*n k"], *, scale: Scale) -> Float[
 
 
 def contrastive_attraction(
-    views: Float[Tensor, "v n d"], *, scale: Scale = 1.0, detach: bool = True, reduction: Reduction = "mean"
+    views: Views,
+    *,
+    labels: Integer[Tensor, " n"] | None = None,
+    scale: Scale = 1.0,
+    detach: bool = True,
+    rows: int | None = None,
+    reduction: Reduction = "mean",
 ) -> Float[Tensor, "*n"]:
     r"""Pull of a query towards its positives, stronger to the farther ones.
 
@@ -56,15 +64,19 @@ def contrastive_attraction(
       \pi_k^+\propto e^{t^+\lVert z-z_k^+\rVert^2}$$
 
     Each of the $v=K+1$ views of a thing is the query once, the other $K$ are its positives. With two views it is
-    plain alignment, whatever the scale.
+    plain alignment, whatever the scale. With labels every row is a query; its positives are all others of its class.
 
     Args:
         views: raw embeddings, at least two views of each of `n` things, normalised inside; float16 and bfloat16 are
-            computed in float32.
+            computed in float32. With labels also one set `(n, d)`.
+        labels: the class of each thing.
         scale: $t^+\ge0$, a number or a tensor without dimensions; 0 weighs all positives alike.
         detach: treat the weights as constants in the backward pass. If not, the gradient runs through them, and turns
             round for positives with a cost below the weighted mean by more than $1/t^+$.
-        reduction: "mean", "sum", or "none" for the `n` losses, each a mean over the queries of one thing.
+        rows: with labels, compute the costs of this many queries at a time: see `by_rows`.
+        reduction: "mean", "sum", or "none" for the `n` losses, each a mean over the queries of one thing. With labels
+            the mean is over the queries that have a positive (0 if none has), "none" gives one loss for each row, view
+            by view, 0 where it has no positive.
 
     Returns:
         The loss, between 0 (every positive coincides with its query) and 4.
@@ -82,6 +94,12 @@ def contrastive_attraction(
         2.0
     """
     scale = number("scale", scale, least=0.0)
+    if labels is not None:
+
+        def pulls(block: Block) -> Tensor:
+            return _weighted(block.pull, block.positive, scale, detach)
+
+        return over_terms(_by_labels(views, labels, None).over(pulls, rows, _costs), reduction)
     views = _checked(views)
     count = len(views)
     costs = (views[:, None] - views).square().sum(-1)  # (v, v, n)
@@ -93,8 +111,10 @@ def contrastive_attraction(
 
 
 def contrastive_repulsion(
-    views: Float[Tensor, "v n d"],
+    views: Views,
     *,
+    labels: Integer[Tensor, " n"] | None = None,
+    negatives: Float[Tensor, "k d"] | None = None,
     scale: Scale = 2.0,
     detach: bool = True,
     symmetric: bool = False,
@@ -107,9 +127,13 @@ def contrastive_repulsion(
       \pi_k^-\propto e^{-t^-\lVert z-z_k^-\rVert^2}$$
 
     For every pair of views $a<b$, a query comes from view $a$; its negatives are view $b$ of the other $n-1$ things.
+    With labels every row is a query, and its negatives are all rows of other classes.
 
     Args:
-        views: raw embeddings, at least two views of each of at least two things, normalised inside.
+        views: raw embeddings, at least two views of each of at least two things, normalised inside. With labels also
+            one set `(n, d)`.
+        labels: the class of each thing.
+        negatives: more embeddings `(k, d)`, such as a queue: negatives of all queries.
         scale: $t^-\ge0$, a number or a tensor without dimensions; 0 weighs all negatives alike. InfoNCE at temperature
             $\tau$ weighs its negatives as $t^-=1/(2\tau)$ does. The authors take 0.9 on CIFAR-10, 2 on CIFAR-100 and
             STL-10.
@@ -117,7 +141,8 @@ def contrastive_repulsion(
             negatives with a cost above the weighted mean by more than $1/t^-$.
         symmetric: let view $b$ look for negatives in view $a$ too, and take the mean of both.
         rows: compute the costs of this many things at a time, so that memory grows like $n$: see `by_rows`.
-        reduction: "mean", "sum", or "none" for the `n` losses, each a mean over the pairs of views.
+        reduction: "mean", "sum", or "none" for the `n` losses, each a mean over the pairs of views. With labels as in
+            `contrastive_attraction`, of the queries that have a negative.
 
     Returns:
         The loss, between -4 and 0. It is negative; that it falls does not say that embeddings spread (two antipodal
@@ -137,18 +162,28 @@ def contrastive_repulsion(
     """
     scale = number("scale", scale, least=0.0)
 
+    if labels is not None:
+
+        def pushes(block: Block) -> Tensor:
+            cost, met = _weighted(block.similarities, block.negative, -scale, detach).unbind(1)
+            return torch.stack([-cost, met], 1)
+
+        return over_terms(_by_labels(views, labels, negatives).over(pushes, rows, _costs), reduction)
+
     def losses(costs: Tensor, own: Tensor) -> Tensor:
         weights = torch.softmax((-scale * costs).masked_fill(own, -math.inf), -1)
         if detach:
             weights = weights.detach()
         return -(weights * costs).sum(-1)
 
-    return reduce(_over_pairs(losses, views, symmetric, rows).mean(1), reduction)
+    return reduce(_over_pairs(losses, views, negatives, symmetric, rows).mean(1), reduction)
 
 
 def cacr_loss(
-    views: Float[Tensor, "v n d"],
+    views: Views,
     *,
+    labels: Integer[Tensor, " n"] | None = None,
+    negatives: Float[Tensor, "k d"] | None = None,
     positive_scale: Scale = 1.0,
     negative_scale: Scale = 2.0,
     attraction: Scale = 1.0,
@@ -168,6 +203,9 @@ def cacr_loss(
 
     Args:
         views: raw embeddings `(v, n, d)`: $v=K+1$ views of each of `n` things, both at least two; normalised inside.
+            With labels also one set `(n, d)`.
+        labels: the class of each thing: all of a class are each other's positives, all others negatives.
+        negatives: see `contrastive_repulsion`.
         positive_scale: $t^+\ge0$ of `contrastive_attraction`; 0 is the ablation without $\pi^+$.
         negative_scale: $t^-\ge0$ of `contrastive_repulsion`; 0 is the ablation without $\pi^-$.
         attraction: the weight $\alpha\ge0$.
@@ -176,7 +214,8 @@ def cacr_loss(
             gradient is that of $2\tau\alpha$ times the decoupled contrastive loss at $\tau=1/(2t^-)$.
         symmetric: see `contrastive_repulsion`.
         rows: see `contrastive_repulsion`.
-        reduction: "mean", "sum", or "none" for the `n` losses.
+        reduction: "mean", "sum", or "none" for the `n` losses. With labels $\mathcal L_{CA}$ is a mean over the queries
+            that have a positive, $\mathcal L_{CR}$ over those that have a negative.
 
     Returns:
         The loss, between $-4\beta$ and $4\alpha$.
@@ -198,16 +237,27 @@ def cacr_loss(
     negative_scale = number("negative_scale", negative_scale, least=0.0)
     attraction = number("attraction", attraction, least=0.0)
     repulsion = number("repulsion", repulsion, least=0.0)
-    pull = contrastive_attraction(views, scale=positive_scale, detach=detach, reduction="none")
-    push = contrastive_repulsion(
-        views, scale=negative_scale, detach=detach, symmetric=symmetric, rows=rows, reduction="none"
+    pull = contrastive_attraction(
+        views, labels=labels, scale=positive_scale, detach=detach, rows=rows, reduction=reduction
     )
-    return reduce(attraction * pull + repulsion * push, reduction)
+    push = contrastive_repulsion(
+        views,
+        labels=labels,
+        negatives=negatives,
+        scale=negative_scale,
+        detach=detach,
+        symmetric=symmetric,
+        rows=rows,
+        reduction=reduction,
+    )
+    return attraction * pull + repulsion * push
 
 
 def rbf_repulsion(
-    views: Float[Tensor, "v n d"],
+    views: Views,
     *,
+    labels: Integer[Tensor, " n"] | None = None,
+    negatives: Float[Tensor, "k d"] | None = None,
     scale: Scale = 2.0,
     width: float = 2.0,
     detach: bool = True,
@@ -223,7 +273,7 @@ def rbf_repulsion(
     is the uniformity loss between two views.
 
     Args:
-        views, scale, detach, symmetric, rows: see `contrastive_repulsion`.
+        views, labels, negatives, scale, detach, symmetric, rows: see `contrastive_repulsion`.
         width: $\kappa>0$.
 
     Returns:
@@ -247,7 +297,18 @@ def rbf_repulsion(
             weights = weights.detach()
         return torch.logsumexp(weights - width * costs, -1)
 
-    each = _over_pairs(logs, views, symmetric, rows)
+    if labels is not None:
+
+        def rows_of(block: Block) -> Tensor:
+            some = block.negative.any(1, keepdim=True)
+            # A row without negatives is left as it is, finite, and not counted.
+            return torch.stack([logs(block.similarities, ~block.negative & some), some[:, 0].to(block.pull.dtype)], 1)
+
+        each, counted = _by_labels(views, labels, negatives).over(rows_of, rows, _costs).unbind(1)
+        number_of = counted.sum()
+        each = each.masked_fill((counted == 0) & (number_of > 0), -math.inf)
+        return torch.where(number_of > 0, torch.logsumexp(each, 0) - number_of.clamp(min=1).log(), 0)
+    each = _over_pairs(logs, views, negatives, symmetric, rows)
     return (torch.logsumexp(each, 0) - math.log(len(each))).mean()
 
 
@@ -291,23 +352,32 @@ def cacr_from_cosines(
 
 
 def _over_pairs(
-    losses: Callable[[Tensor, Tensor], Tensor], views: Float[Tensor, "v n d"], symmetric: bool, rows: int | None
+    losses: Callable[[Tensor, Tensor], Tensor],
+    views: Float[Tensor, "v n d"],
+    negatives: Float[Tensor, "k d"] | None,
+    symmetric: bool,
+    rows: int | None,
 ) -> Float[Tensor, "n p"]:
-    """`losses(costs (p, m, n), own)` of each thing and pair of views, this many things at a time."""
+    """`losses(costs (p, m, n + k), own)` of each thing and pair of views, this many things at a time."""
     views = _checked(views)
-    count, n, _ = views.shape
-    if n < 2:
+    count, n, width = views.shape
+    extra = views.new_empty(0, width)
+    if negatives is not None:
+        shaped("negatives", negatives, f"k {width}")
+        views, extra = together(views=views, negatives=unit(floating("negatives", negatives)))
+    elif n < 2:
         raise ValueError(f"views: expected at least two things, each other's negatives, got {n}")
     pairs = list(combinations(range(count), 2))
     if symmetric:
         pairs += [(b, a) for a, b in pairs]
     first, second = ([pair[side] for pair in pairs] for side in (0, 1))
-    keys, width = views[second], views.shape[-1]
+    keys = torch.cat([views[second], extra.expand(len(pairs), *extra.shape)], 1)
+    k = len(extra)
 
     def block(some: Tensor, index: Tensor) -> Tensor:
         queries = some.unflatten(1, (count, width)).movedim(1, 0)
-        own = index[:, None] == torch.arange(n, device=index.device)
-        return losses(2 - 2 * inner_products(queries[first], keys), own).mT
+        own = index[:, None] == torch.arange(n + k, device=index.device)
+        return losses(_costs(inner_products(queries[first], keys)), own).mT
 
     # A row holds all views of one thing.
     return by_rows(block, views.movedim(0, 1).flatten(1), rows)
@@ -319,3 +389,26 @@ def _checked(views: Float[Tensor, "v n d"]) -> Float[Tensor, "v n d"]:
     if len(views) < 2:
         raise ValueError(f"views: expected at least two views of each thing, got shape {tuple(views.shape)}")
     return unit(views)
+
+
+def _by_labels(views: Tensor, labels: Tensor, negatives: Tensor | None) -> Pairs:
+    """Every view of every thing, or every row of one set, among all others."""
+    views = floating("views", views)
+    if views.ndim == 3:
+        labels = indices("labels", labels, views.shape[1]).repeat(len(views))
+        views = shaped("views", views, "v n d").flatten(0, 1)
+    return pooled(views, None, ("views", "views"), labels=labels, negatives=negatives, one_way=False)
+
+
+def _costs(cosines: Tensor) -> Tensor:
+    """Squared distances of unit vectors."""
+    return 2 - 2 * cosines
+
+
+def _weighted(costs: Float[Tensor, "b p"], among: Bool[Tensor, "b p"], scale: Number, detach: bool) -> Tensor:
+    """For `over_terms`: the weighted mean of the costs of each query among these, if there are any."""
+    some = among.any(1, keepdim=True)
+    weights = torch.softmax((scale * costs).masked_fill(~among & some, -math.inf), 1)
+    if detach:
+        weights = weights.detach()
+    return total((weights * costs).sum(1, keepdim=True), some)

@@ -3,21 +3,11 @@
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from lossbook.methods._validate import (
-    Reduction,
-    floating,
-    indices,
-    number,
-    paired,
-    picked,
-    positive,
-    reduce,
-    shaped,
-    together,
-)
+from lossbook.methods._pairs import Block, matched, over_terms, total
+from lossbook.methods._validate import Reduction, floating, indices, number, positive, reduce, shaped
 from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = ["hard_info_nce", "relative_penalties", "simple_contrastive", "tolerance"]
@@ -25,11 +15,14 @@ __all__ = ["hard_info_nce", "relative_penalties", "simple_contrastive", "toleran
 
 def hard_info_nce(
     queries: Float[Tensor, "n d"],
-    keys: Float[Tensor, "m d"],
+    keys: Float[Tensor, "m d"] | None = None,
     *,
+    labels: Integer[Tensor, " n"] | None = None,
+    key_labels: Integer[Tensor, " m"] | None = None,
+    positives: Integer[Tensor, " n"] | None = None,
+    negatives: Float[Tensor, "k d"] | None = None,
     temperature: float | Float[Tensor, ""] = 0.7,
     share: float = 0.0819,
-    positives: Int[Tensor, " n"] | None = None,
     rows: int | None = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*n"]:
@@ -39,7 +32,8 @@ def hard_info_nce(
 
     with cosines $s$ and $s_\alpha^{(i)}$ the $\lceil\alpha(m-1)\rfloor$-th largest of the $m-1$ negatives of query $i$.
     Negatives that tie with it are all kept, as the formula says, so the loss jumps where a negative comes to tie;
-    elsewhere it is differentiable, with gradient 0 by what is left out. With `share=1` it is InfoNCE.
+    elsewhere it is differentiable, with gradient 0 by what is left out. With `share=1` it is InfoNCE. With labels there
+    is a term for each query and key of one class, and the sum is over the hardest keys of other classes.
 
     Args:
         queries: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
@@ -48,10 +42,11 @@ def hard_info_nce(
             at 0.7 on CIFAR.
         share: $\alpha$ in $(0,1]$, the share of the negatives that is kept, at least one. The paper: 0.0819 on CIFAR
             (4,095 of a memory of 50,000), 0.0315 on SVHN, 0.034 on ImageNet-100.
-        positives: row of `keys` that is the positive of each query; by default query $i$ has key $i$, and $m=n$.
+        labels, key_labels, positives, negatives: whose positives are whose, and more negatives: see `info_nce`. By
+            default query $i$ has key $i$, and $m=n$.
             Without such a row the loss of the query is not a number.
         rows: compute the similarities of this many queries at a time: see `by_rows`.
-        reduction: "mean", "sum", or "none" for the `n` losses.
+        reduction: as in `info_nce`.
 
     Returns:
         The loss, at least 0 and at most InfoNCE; 0 if there are no negatives.
@@ -70,12 +65,21 @@ def hard_info_nce(
     """
     temperature = positive("temperature", temperature)
     share = _checked_share(share)
-    queries, keys, positives = _candidates(queries, keys, positives)
+    pairs = matched(
+        queries,
+        keys,
+        ("queries", "keys"),
+        labels=labels,
+        key_labels=key_labels,
+        positives=positives,
+        negatives=negatives,
+        groups=None,
+    )
 
-    def losses(some: Tensor, index: Tensor) -> Tensor:
-        return _hard(inner_products(some, keys), positives[index], temperature, share)
+    def losses(block: Block) -> Tensor:
+        return total(_hard(block, temperature, share), block.positive)
 
-    return reduce(by_rows(losses, queries, rows), reduction)
+    return over_terms(pairs.over(losses, rows, lambda cosines: cosines), reduction)
 
 
 def hard_info_nce_from_cosines(
@@ -89,16 +93,19 @@ def hard_info_nce_from_cosines(
     temperature = positive("temperature", temperature)
     share = _checked_share(share)
     cosines = shaped("cosines", cosines, "n n")
-    return reduce(_hard(cosines, _diagonal(cosines), temperature, share), reduction)
+    return reduce(_hard(_diagonal(cosines), temperature, share)[:, 0], reduction)
 
 
 def simple_contrastive(
     queries: Float[Tensor, "n d"],
-    keys: Float[Tensor, "m d"],
+    keys: Float[Tensor, "m d"] | None = None,
     *,
+    labels: Integer[Tensor, " n"] | None = None,
+    key_labels: Integer[Tensor, " m"] | None = None,
+    positives: Integer[Tensor, " n"] | None = None,
+    negatives: Float[Tensor, "k d"] | None = None,
     weight: float | Float[Tensor, ""] | None = None,
     share: float = 1.0,
-    positives: Int[Tensor, " n"] | None = None,
     rows: int | None = None,
     reduction: Reduction = "mean",
 ) -> Float[Tensor, "*n"]:
@@ -106,7 +113,8 @@ def simple_contrastive(
 
     $$\ell_i=-s_{ii}+\lambda\sum_{j\ne i}s_{ij}$$
 
-    It is InfoNCE for $\tau\to\infty$ if $\lambda=1/(m-1)$. With a `share` below 1 the sum keeps the hardest negatives
+    It is InfoNCE for $\tau\to\infty$ if $\lambda=1/(m-1)$. With labels there is a term for each query and key of one
+    class, and the sum is over keys of other classes. With a `share` below 1 the sum keeps the hardest negatives
     only, the paper's "HardSimple".
 
     Args:
@@ -114,10 +122,11 @@ def simple_contrastive(
         keys: the candidates `(m, d)`.
         weight: $\lambda>0$. None, the default, is one over the number of negatives kept, so that pull and push balance.
         share: $\alpha$ in $(0,1]$, the share of the negatives that is kept: see `hard_info_nce`.
-        positives: row of `keys` that is the positive of each query; by default query $i$ has key $i$, and $m=n$.
+        labels, key_labels, positives, negatives: whose positives are whose, and more negatives: see `info_nce`. By
+            default query $i$ has key $i$, and $m=n$.
             Without such a row the loss of the query is not a number.
         rows: compute the similarities of this many queries at a time: see `by_rows`.
-        reduction: "mean", "sum", or "none" for the `n` losses.
+        reduction: as in `info_nce`.
 
     Returns:
         The loss, between -2 and 2 with the default weight.
@@ -136,12 +145,21 @@ def simple_contrastive(
     if weight is not None:
         weight = positive("weight", weight)
     share = _checked_share(share)
-    queries, keys, positives = _candidates(queries, keys, positives)
+    pairs = matched(
+        queries,
+        keys,
+        ("queries", "keys"),
+        labels=labels,
+        key_labels=key_labels,
+        positives=positives,
+        negatives=negatives,
+        groups=None,
+    )
 
-    def losses(some: Tensor, index: Tensor) -> Tensor:
-        return _simple(inner_products(some, keys), positives[index], weight, share)
+    def losses(block: Block) -> Tensor:
+        return total(_simple(block, weight, share), block.positive)
 
-    return reduce(by_rows(losses, queries, rows), reduction)
+    return over_terms(pairs.over(losses, rows, lambda cosines: cosines), reduction)
 
 
 def simple_contrastive_from_cosines(
@@ -155,7 +173,7 @@ def simple_contrastive_from_cosines(
     weight = None if weight is None else positive("weight", weight)
     share = _checked_share(share)
     cosines = shaped("cosines", cosines, "n n")
-    return reduce(_simple(cosines, _diagonal(cosines), weight, share), reduction)
+    return reduce(_simple(_diagonal(cosines), weight, share)[:, 0], reduction)
 
 
 def relative_penalties(
@@ -235,47 +253,35 @@ def tolerance(
     return total / (n * (n - 1) if joint else pairs)
 
 
-def hardest(similarities: Float[Tensor, "n m"], positives: Int[Tensor, " n"], share: float) -> Bool[Tensor, "n m"]:
-    """Which entries are among the upper share of the negatives in their row, with all that tie; never the positive."""
-    own = positives[:, None] == torch.arange(similarities.shape[1], device=similarities.device)
+def hardest(similarities: Float[Tensor, "n m"], negative: Bool[Tensor, "n m"], share: float) -> Bool[Tensor, "n m"]:
+    """Which entries are among the upper share of the negatives in their row, with all that tie."""
     if share == 1:
-        return ~own
-    negatives = similarities.detach().masked_fill(own, -math.inf)
-    kept = max(1, round(share * (similarities.shape[1] - 1)))
-    return (negatives >= negatives.topk(kept, 1).values[:, -1:]) & ~own
+        return negative
+    ranked = similarities.detach().masked_fill(~negative, -math.inf)
+    most = max(1, round(share * similarities.shape[1]))
+    kept = (share * negative.sum(1, keepdim=True).to(similarities.dtype)).round().clamp(1, most)
+    return (ranked >= ranked.topk(most, 1).values.gather(1, kept.long() - 1)) & negative
 
 
-def _hard(cosines: Tensor, positives: Tensor, temperature: float | Tensor, share: float) -> Tensor:
-    logits = cosines / temperature
-    pull = picked(logits, positives)
-    if share < 1:
-        own = positives[:, None] == torch.arange(cosines.shape[1], device=cosines.device)
-        kept = hardest(cosines, positives, share) | own
-        logits = logits.masked_fill(~kept, -math.inf)
-    return torch.logsumexp(logits, 1) - pull
+def _hard(block: Block, temperature: float | Tensor, share: float) -> Tensor:
+    kept = hardest(block.similarities, block.negative, share)
+    push = torch.logsumexp((block.similarities / temperature).masked_fill(~kept, -math.inf), 1, keepdim=True)
+    pull = block.pull / temperature
+    return torch.logaddexp(push, pull) - pull
 
 
-def _simple(cosines: Tensor, positives: Tensor, weight: float | Tensor | None, share: float) -> Tensor:
-    pull = picked(cosines, positives)
-    kept = hardest(cosines, positives, share)
-    push = (cosines * kept).sum(1)
-    return (push / kept.sum(1).clamp(min=1) if weight is None else weight * push) - pull
+def _simple(block: Block, weight: float | Tensor | None, share: float) -> Tensor:
+    kept = hardest(block.similarities, block.negative, share)
+    push = torch.where(kept, block.similarities, 0).sum(1, keepdim=True)
+    number = kept.sum(1, keepdim=True).clamp(min=1)
+    return (push / number if weight is None else weight * push) - block.pull
 
 
-def _diagonal(cosines: Tensor) -> Tensor:
-    return torch.arange(len(cosines), device=cosines.device)
-
-
-def _candidates(queries: Tensor, keys: Tensor, positives: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Unit queries and keys, and the row of each query's positive."""
-    if positives is None:
-        queries, keys = paired(queries, keys)
-        return unit(queries), unit(keys), _diagonal(queries)
-    queries, keys = together(queries=shaped("queries", queries, "n d"), keys=shaped("keys", keys, "m d"))
-    if queries.shape[1] != keys.shape[1]:
-        raise ValueError(f"keys: expected {queries.shape[1]} columns, as queries have, got {keys.shape[1]}")
-    positives = indices("positives", positives, len(queries))
-    return unit(queries), unit(keys), positives
+def _diagonal(cosines: Tensor) -> Block:
+    """All queries of a square matrix, with their positives on its diagonal."""
+    places = torch.arange(len(cosines), device=cosines.device)[:, None]
+    pull = cosines.diagonal()[:, None]
+    return Block(cosines, places != places.mT, pull, torch.ones_like(pull, dtype=torch.bool), places)
 
 
 def _checked_share(share: float) -> float:

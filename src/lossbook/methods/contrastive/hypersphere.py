@@ -3,21 +3,41 @@
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
-from lossbook.methods._validate import paired, positive, shaped
+from lossbook.methods._pairs import Block, over_terms, pooled, total
+from lossbook.methods._validate import Number, paired, positive, shaped
 from lossbook.methods.similarities import by_rows, inner_products, unit
 
 __all__ = ["alignment", "uniformity"]
 
 
-def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], *, power: float = 2.0) -> Float[Tensor, ""]:
+def alignment(
+    first: Float[Tensor, "n d"],
+    second: Float[Tensor, "n d"] | None = None,
+    *,
+    labels: Integer[Tensor, " n"] | None = None,
+    power: float = 2.0,
+    rows: int | None = None,
+) -> Float[Tensor, ""]:
     r"""Mean distance of the two views on the sphere, $\frac1n\sum_i\lVert x_i-y_i\rVert^{\alpha}$; 0 is best.
 
+    With labels, the mean over all pairs $i\ne j$ of one class, of both views pooled, with
+    $\lVert x_i-x_j\rVert^2=2-2\cos(x_i,x_j)$.
+
     Args:
-        first, second: raw embeddings, normalised inside.
+        first: raw embeddings, normalised inside.
+        second: their other views; None with labels, for one set of embeddings.
+        labels: the class of each row.
         power: $\alpha>0$.
+        rows: with labels, compute the distances of this many rows at a time: see `by_rows`.
+
+    Returns:
+        A number between 0 and $2^\alpha$; 0 where labels make no pair.
+
+    Raises:
+        ValueError: for shapes, dtypes or a power other than these.
 
     Source:
         Wang and Isola (2020), arXiv:2005.10242, sec. 4.1.
@@ -28,12 +48,22 @@ def alignment(first: Float[Tensor, "n d"], second: Float[Tensor, "n d"], *, powe
         (0.0, 4.0)
     """
     power = positive("power", power)
-    first, second = map(unit, paired(first, second, ("first", "second")))
-    squares = (first - second).square().sum(-1)
-    if power != 2:
-        # The root has no slope at 0, where both views coincide.
-        squares = torch.where(squares == 0, 0, torch.where(squares == 0, 1, squares) ** (power / 2))
-    return squares.mean()
+    if labels is None and second is not None:
+        first, second = map(unit, paired(first, second, ("first", "second")))
+        return _power((first - second).square().sum(-1), power).mean()
+    pairs = pooled(first, second, ("first", "second"), labels=labels, negatives=None, one_way=False)
+
+    def distances(block: Block) -> Tensor:
+        return total(_power(block.pull.clamp(min=0), power), block.positive)
+
+    return over_terms(pairs.over(distances, rows, lambda cosines: 2 - 2 * cosines), "mean")
+
+
+def _power(squares: Tensor, power: Number) -> Tensor:
+    """Distances to a power, of their squares; the root has no slope at 0, where both points coincide."""
+    if isinstance(power, (int, float)) and power == 2:
+        return squares
+    return torch.where(squares == 0, 0, torch.where(squares == 0, 1, squares) ** (power / 2))
 
 
 def uniformity(embeddings: Float[Tensor, "n d"], *, scale: float = 2.0, rows: int | None = None) -> Float[Tensor, ""]:
@@ -41,7 +71,8 @@ def uniformity(embeddings: Float[Tensor, "n d"], *, scale: float = 2.0, rows: in
 
     $$\log\mathbb E_{i\ne j}\,e^{-t\lVert x_i-x_j\rVert^2}$$
 
-    Between $-4t$ and $0$, where all coincide; the smaller the more uniform.
+    Between $-4t$ and $0$, where all coincide; the smaller the more uniform. Labels have no meaning here: all
+    pairs repel.
 
     Args:
         embeddings: raw, at least two rows, normalised inside.

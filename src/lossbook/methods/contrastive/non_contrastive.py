@@ -23,7 +23,8 @@ def vic_reg(
     $$\lambda\frac1{nd}\lVert X-Y\rVert_F^2+\sum_{Z\in\{X,Y\}}
       \Bigl[\frac{\mu}{2d}\sum_k\max\bigl(0,1-\sqrt{C_{kk}+10^{-4}}\bigr)+\frac{\nu}{d}\sum_{k\ne l}C_{kl}^2\Bigr]$$
 
-    with $C$ the covariance, with divisor $n-1$, of the rows of $Z$.
+    with $C$ the covariance, with divisor $n-1$, of the rows of $Z$. Nothing repels, so that labels have no meaning
+    here, and there is no $n\times n$ matrix.
 
     Args:
         first, second: raw embeddings of both views, at least two rows; not normalised.
