@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -427,3 +428,293 @@ def test_a_parameter_without_dimensions_is_trained():
     fitted = fit(lab.grid(seed=[0, 1], learning_rate=[0.1]), build=lambda run: Scaled(), clip_norm=1.0)
     assert fitted.parameters["scale"].shape == (2,)
     assert (fitted.parameters["scale"] != 2).all() and fitted.module(1).scale.shape == ()
+
+
+# What networks have beside weights of their own ----------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_run(dtype):
+    fitted = fit(lab.grid(seed=[0, 1], learning_rate=[0.1]), dtype=dtype, optimizer=torch.optim.SGD, clip_norm=1.0)
+    exact = fit(lab.grid(seed=[0, 1], learning_rate=[0.1]), optimizer=torch.optim.SGD, clip_norm=1.0)
+    assert fitted.parameters["0.weight"].dtype == dtype
+    assert fitted.history["loss"].to_numpy() == pytest.approx(exact.history["loss"].to_numpy(), abs=0.05)
+    outputs = fitted.predict(DATA["inputs"])  # float64, brought to the dtype as the data were
+    assert outputs.dtype == dtype and outputs.shape == (2, 100, 3)
+    near = {"rtol": 0.05, "atol": 0.02}
+    torch.testing.assert_close(fitted.module(1)(DATA["inputs"].to(dtype)).detach(), outputs[1], **near)
+    torch.testing.assert_close(fitted.each(DATA["inputs"].expand(2, -1, -1)).detach(), outputs, **near)
+    mean = fitted.means(lambda model, inputs: model(inputs).mean(), DATA["inputs"], batch_size=100)
+    torch.testing.assert_close(mean.float(), outputs.float().mean((1, 2)), **near)
+
+
+def test_the_norm_of_half_precision_gradients_does_not_overflow():
+    def steep(model, batch, run):
+        return 3e4 * model(batch["inputs"]).mean()
+
+    options = {"loss": steep, "dtype": torch.float16, "optimizer": torch.optim.SGD, "clip_norm": 1.0}
+    fitted = fit(lab.grid(seed=[0], learning_rate=[1e-6]), **options)
+    assert 1e3 < fitted.history["gradient_norm"][0] < 1e5
+
+
+def with_dropout(run):
+    return nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def drawing(model, batch, run):
+    """Draws in all the ways that a stack can: see the operators in the middle."""
+    logits = model(batch["inputs"]) + 0.1 * torch.rand(20, 3) + 0.1 * torch.randn_like(model(batch["inputs"]))
+    kept = torch.bernoulli(torch.sigmoid(logits.detach()))
+    picked = torch.multinomial(logits.detach().softmax(1), 1)
+    return F.cross_entropy(F.gumbel_softmax(logits) * kept, batch["targets"]) + picked.double().mean()
+
+
+@pytest.mark.parametrize("loss", [loss, drawing])
+def test_what_is_drawn_does_not_depend_on_the_stack(loss):
+    runs = lab.grid(seed=[0, 1, 2], learning_rate=[1e-3, 1e-1])
+    torch.manual_seed(0)
+    expected = torch.rand(())
+    torch.manual_seed(0)
+    stacked = fit(runs, build=with_dropout, loss=loss)
+    assert torch.rand(()) == expected
+    for index in (0, 3):
+        alone = fit([runs[index]], build=with_dropout, loss=loss)
+        for name, value in [*alone.parameters.items(), *alone.buffers.items()]:
+            close({**stacked.parameters, **stacked.buffers}[name][index].double(), value[0].double())
+    first = stacked.history.query("step == 0")["loss"].to_list()
+    # Of one seed the same is drawn, of others something else.
+    assert first[0] == pytest.approx(first[1], abs=1e-12) and abs(first[0] - first[2]) > 1e-6
+    # The first step, which found out that something is drawn, counted once.
+    assert stacked.buffers["2.num_batches_tracked"].tolist() == [25 if loss is not drawing else 50] * 6
+
+
+def test_dropout_agrees_with_a_plain_loop():
+    fitted = fit(lab.grid(seed=[3, 4], learning_rate=[0.1]), build=with_dropout, optimizer=torch.optim.SGD)
+    for index, seed in enumerate([3, 4]):
+        torch.manual_seed(seed)
+        model = with_dropout({}).double()
+        stepper = torch.optim.SGD(model.parameters(), lr=0.1)
+        order, draw = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        for step in range(25):
+            if step % 5 == 0:
+                rows = torch.randperm(100, generator=order)
+            if step % NOISE_STEPS == 0:
+                block = noise(draw, NOISE_STEPS)["noise"]
+            picked = rows[step % 5 * 20 :][:20]
+            inputs = DATA["inputs"][picked] + block[step % NOISE_STEPS]
+            stepper.zero_grad()
+            F.cross_entropy(model(inputs), DATA["targets"][picked]).backward()
+            stepper.step()
+        for name, value in model.named_parameters():
+            close(fitted.parameters[name][index], value.detach())
+        close(fitted.predict(DATA["inputs"])[index], model.eval()(DATA["inputs"]).detach())
+
+
+def test_what_cannot_be_drawn_for_each_run_is_refused():
+    def shuffling(model, batch, run):
+        return F.cross_entropy(model(batch["inputs"])[torch.randperm(20)], batch["targets"])
+
+    with pytest.raises(ValueError, match=r"loss: aten.randperm.* cannot be drawn for each run of a stack; draw it in"):
+        fit(lab.grid(seed=range(3), learning_rate=[0.1]), loss=shuffling)
+
+
+class Autoencoder(nn.Module):
+    """Weights that are used twice, a module that is used twice, and buffers: shared, and not saved."""
+
+    def __init__(self):
+        super().__init__()
+        self.encode, self.decode, self.out = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+        self.decode.weight = nn.Parameter(self.encode.weight.T.clone())
+        self.again = nn.ModuleDict({"encode": self.encode})
+        self.tied = nn.Linear(6, 8)
+        self.tied.weight = self.encode.weight
+        self.register_buffer("shift", torch.rand(6), persistent=False)
+        self.other = nn.Module()
+        self.other.register_buffer("shift", self.shift)
+
+    def forward(self, inputs):
+        hidden = self.encode(inputs + self.shift) + self.tied(inputs) + self.again["encode"](inputs)
+        return self.out(self.decode(hidden.tanh()) - self.other.shift)
+
+
+def test_shared_weights_and_buffers_that_are_not_saved():
+    fitted = fit(lab.grid(seed=[3, 4], learning_rate=[0.1]), build=lambda run: Autoencoder(), optimizer=torch.optim.SGD)
+    for index, seed in enumerate([3, 4]):
+        model, history = plain_loop(seed, torch.optim.SGD, 0.1, {}, build=lambda run: Autoencoder())
+        assert fitted.history.query("run == @index")["loss"].to_numpy() == pytest.approx(history, abs=1e-9)
+        module = fitted.module(index)
+        assert module.tied.weight is module.encode.weight is module.again["encode"].weight
+        assert module.other.shift is module.shift and module.decode.weight is not module.encode.weight
+        close(module.shift, model.shift)
+        close(module(DATA["inputs"]).detach(), model(DATA["inputs"]).detach())
+        close(fitted.predict(DATA["inputs"])[index], model(DATA["inputs"]).detach())
+
+
+def test_frozen_parameters_stay_and_unused_ones_are_no_fault():
+    def build(run):
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        model[0].requires_grad_(False)
+        model.unused = nn.Parameter(torch.ones(2))
+        return model
+
+    def two_layers(model, batch, run):
+        weights = model.parameters
+        hidden = F.linear(batch["inputs"], weights["0.weight"], weights["0.bias"]).relu()
+        return F.cross_entropy(F.linear(hidden, weights["2.weight"], weights["2.bias"]), batch["targets"])
+
+    fitted = fit(lab.grid(seed=[3], learning_rate=[0.1]), build=build, loss=two_layers)
+    torch.manual_seed(3)
+    start = build({}).double()
+    assert torch.equal(fitted.parameters["0.weight"][0], start[0].weight)
+    assert torch.equal(fitted.parameters["unused"][0], start.unused)
+    assert not torch.equal(fitted.parameters["2.weight"][0], start[2].weight)
+
+
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, inputs):
+        return self.layer(inputs), {"half": self.layer(inputs) / 2}
+
+
+def test_outputs_in_any_nesting():
+    def first(model, batch, run):
+        return F.cross_entropy(model(batch["inputs"])[0], batch["targets"])
+
+    fitted = fit(lab.grid(seed=[3, 4], learning_rate=[0.1]), build=lambda run: Pair(), loss=first)
+    whole, rest = fitted.predict(DATA["inputs"], batch_size=30)
+    assert whole.shape == (2, 100, 3)
+    close(whole, 2 * rest["half"])
+
+
+@pytest.mark.parametrize("parametrised", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.orthogonal])
+def test_parametrisations_and_hooks(parametrised):
+    def build(run):
+        model = nn.Sequential(parametrised(nn.Linear(6, 6)), nn.Linear(6, 3))
+        model[1].register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+        return model
+
+    fitted = fit(lab.grid(seed=[3, 4], learning_rate=[0.1]), build=build, optimizer=torch.optim.SGD)
+    for index, seed in enumerate([3, 4]):
+        model, _ = plain_loop(seed, torch.optim.SGD, 0.1, {}, build=build)
+        for name, value in model.named_parameters():
+            close(fitted.parameters[name][index], value.detach())
+        close(fitted.module(index)(DATA["inputs"]).detach(), model(DATA["inputs"]).detach())
+
+
+def test_truth_values_reach_the_loss_and_texts_reach_build():
+    seen = []
+
+    def build(run):
+        seen.append(run)
+        return nn.Sequential(nn.Linear(6, run["width"] or 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def either(model, batch, run):
+        assert run["double"].dtype == torch.bool and run["weight"].dtype == torch.float64
+        return torch.where(run["double"], 2 * loss(model, batch, run), loss(model, batch, run))
+
+    runs = lab.grid(seed=[0], learning_rate=[0.0], double=[False, np.True_], weight=[np.float32(1), torch.tensor(3)],
+        width=[None, 8], form=["x"])  # fmt: skip
+    fitted = fit(runs, build=build, loss=either)
+    # As they were given: a table would have made NaN of None and 8.0 of 8.
+    assert seen == runs and {run["width"] for run in seen} == {None, 8}
+    losses = fitted.history.query("step == 0")["loss"].to_numpy()
+    assert losses / losses[0] == pytest.approx([1, 1, 3, 3, 2, 2, 6, 6])
+    for name in ("form", "width", "missing"):
+        with pytest.raises(KeyError, match=f"run: '{name}' is not a number in every run, so the loss does not see it"):
+            fit(runs, build=build, loss=lambda model, batch, run, name=name: run[name])
+
+
+def changed(**attributes):
+    """A network with these attributes of a layer, from its run."""
+
+    def build(run):
+        model = nn.Sequential(nn.Linear(6, 3))
+        for name, value in attributes.items():
+            setattr(model[0], name, value(run))
+        return model
+
+    return build
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (changed(weight=lambda run: nn.Parameter(torch.ones(3, 6, dtype=torch.complex64))), "real floating-point parameters, got torch.complex64.* for 0.weight"),
+        (changed(weight=lambda run: nn.Parameter(torch.ones(3, 6).to_sparse())), "dense.* got torch.float32, torch.sparse_coo for 0.weight"),
+        (lambda run: nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 3))), "no spectral_norm, .* got 0.parametrizations.weight.0"),
+        (lambda run: nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 3))), "got for 0.weight a tensor"),
+        (lambda run: nn.LazyLinear(3), "one that waits for a first input: weight"),
+        (lambda run: nn.Identity(), "parameters to train, got none"),
+        (lambda run: nn.Linear(6, 3).requires_grad_(False), "parameters to train, got none"),
+        (lambda run: nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3, momentum=None)), "batch normalisation with a momentum, got None for 1"),
+        # Once taken from the first network, silently.
+        (changed(scale=lambda run: 1.0 + run["seed"]), "got for 0.scale 1.0 in run 0 and 2.0 in run 1; what register_buffer makes may"),
+        (changed(mask=lambda run: torch.ones(3) * run["seed"]), r"got for 0.mask a tensor of shape \(3,\) in run 0"),
+        (changed(sizes=lambda run: (run["seed"], 1)), r"got for 0.sizes \(0, 1\) in run 0 and \(1, 1\)"),
+        (lambda run: nn.Linear(6, 3).requires_grad_(run["seed"] == 0), "parameters to train, got none"),
+        (changed(weight=lambda run: nn.Parameter(torch.ones(3, 6), requires_grad=run["seed"] == 0)), r"for parameter 0.weight .* \(\(3, 6\), True\) in run 0 and \(\(3, 6\), False\) in run 1"),
+        (changed(more=lambda run: nn.Parameter(torch.ones(1 + run["seed"]))), r"parameter 0.more .* \(\(1,\), True\) in run 0 and \(\(2,\)"),
+    ],
+)  # fmt: skip
+def test_networks_that_cannot_be_stacked_are_refused(build, message):
+    with pytest.raises(ValueError, match=f"build: expected .*{message}"):
+        fit(lab.grid(seed=[0, 1], learning_rate=[0.1]), build=build)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": lambda model, batch, run: 1.0}, "loss: expected a tensor without dimensions for each run, got <class 'float'>"),
+        ({"loss": lambda model, batch, run: run["seed"] * 1.0}, "loss: expected a loss that depends on the parameters"),
+        ({"loss": lambda model, batch, run: (loss(model, batch, run), {}, {})}, r"loss: expected loss or \(loss, logged\)"),
+        ({"options": {"lr": 0.1}}, "options: expected no lr"),
+        ({"dtype": torch.int64}, "dtype: expected a floating-point one, got torch.int64"),
+        ({"runs": [{"seed": 0.5, "learning_rate": 0.1}]}, "runs: expected a whole number for seed, got 0.5"),
+        ({"runs": [{"seed": "0", "learning_rate": 0.1}]}, "runs: expected a whole number for seed, got '0'"),
+        ({"runs": [{"seed": 0, "learning_rate": "high"}]}, "runs: expected a number for learning_rate, got 'high'"),
+        ({"state": lambda run, module: {"steps": 0}}, "state: expected tensors, got <class 'int'>"),
+    ],
+)  # fmt: skip
+def test_more_settings_that_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        fit(change.pop("runs", lab.grid(seed=[0], learning_rate=[1e-3])), **change)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "got"),
+    [
+        (np.ones((100, 6)), "<class 'numpy.ndarray'>"),
+        (torch.tensor(1.0), r"torch.strided, shape \(\)"),
+        (torch.ones(100, 6).to_sparse(), "torch.sparse_coo"),
+    ],
+)
+def test_data_that_cannot_be_drawn_from_are_refused(inputs, got):
+    with pytest.raises(ValueError, match=f"data: expected dense tensors .* got {got}.* for inputs"):
+        lab.fit(build, loss, {"inputs": inputs}, lab.grid(seed=[0], learning_rate=[1.0]), epochs=1, batch_size=5)
+
+
+def test_a_log_that_changes_is_refused_when_it_does_and_numbers_can_be_logged():
+    calls = []
+
+    def growing(model, batch, run):
+        calls.append(1)
+        return loss(model, batch, run), {"one": 1.0, "rows": torch.ones(min(len(calls), 2))}
+
+    with pytest.raises(
+        ValueError, match=r"loss: expected to log the same at every step, got {'one': \(\), 'rows': \(1,\)}"
+    ):
+        fit(lab.grid(seed=[0], learning_rate=[0.1]), loss=growing)
+    assert len(calls) == 2
+    fitted = fit(lab.grid(seed=[0, 1], learning_rate=[0.1]), loss=growing)
+    assert fitted.logged["one"].tolist() == [[1.0] * 25] * 2
+
+
+def test_a_mean_over_no_examples_is_refused():
+    fitted = fit(lab.grid(seed=[0], learning_rate=[0.1]))
+    with pytest.raises(ValueError, match="inputs: expected at least one example, got none"):
+        fitted.means(lambda model, inputs: model(inputs).mean(), DATA["inputs"][:0])
+    assert fitted.predict(DATA["inputs"][:0]).shape == (1, 0, 3)

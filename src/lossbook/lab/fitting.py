@@ -8,7 +8,7 @@ it was stacked with.
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -17,9 +17,11 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
+from torch.func import stack_module_state, vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
+
+from lossbook.lab._stacks import OwnDraws, called, check_alike, check_network, still_tied
 
 __all__ = ["Fitted", "Model", "NonFiniteError", "choose_device", "fit", "grid", "moving_average"]
 
@@ -100,7 +102,7 @@ class Model:
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         """Outputs of the network."""
-        return functional_call(self._module, {**self.parameters, **self._buffers}, inputs, keywords)
+        return called(self._module, {**self.parameters, **self._buffers}, inputs, keywords)
 
     def at(self, parameters: Mapping[str, Tensor]) -> "Model":
         """The same network with other parameters, such as a teacher's; buffers, as of batch norm, are shared."""
@@ -159,35 +161,41 @@ class Fitted:
         """The network of one run, an ordinary module in evaluation mode, with parameters of its own."""
         from copy import deepcopy
 
-        module = deepcopy(self._module).to_empty(device=next(iter(self.parameters.values())).device)
-        state = {**self.parameters, **self.buffers}
-        module.load_state_dict({name: value[run] for name, value in state.items()})
+        device = next(iter(self.parameters.values())).device
+        module = still_tied(lambda module: module.to_empty(device=device), deepcopy(self._module))
+        with torch.no_grad():
+            for stacked, own in ((self.parameters, module.named_parameters()), (self.buffers, module.named_buffers())):
+                for name, value in own:
+                    value.copy_(stacked[name][run])
         return module.eval()
+
+    def _placed(self, value: Tensor) -> Tensor:
+        """Inputs where and as the parameters are, as `fit` takes data."""
+        like = next(iter(self.parameters.values()))
+        return value.to(like.device, like.dtype if value.is_floating_point() else None)
 
     def each(self, inputs: Tensor) -> Any:
         """Outputs of every run for inputs of its own, `(runs, n, ...)`, in evaluation mode, with their gradient."""
-        device = next(iter(self.parameters.values())).device
         self._module.eval()
 
         def call(state, inputs):
-            return functional_call(self._module, state, (inputs,))
+            return called(self._module, state, (inputs,))
 
-        return vmap(call)({**self.parameters, **self.buffers}, inputs.to(device))
+        return vmap(call)({**self.parameters, **self.buffers}, self._placed(inputs))
 
     @torch.no_grad()
     def predict(self, *inputs: Tensor, batch_size: int = 1024) -> Any:
         """Outputs of all runs for the same inputs, in evaluation mode, on the CPU: `(runs, n, ...)`."""
         state = {**self.parameters, **self.buffers}
-        device = next(iter(self.parameters.values())).device
         self._module.eval()
 
         def call(state, *chunk):
-            return functional_call(self._module, state, chunk)
+            return called(self._module, state, chunk)
 
         chunks = [
             tree_map(
                 _on_cpu,
-                vmap(call, in_dims=(0, *(None for _ in chunk)))(state, *(part.to(device) for part in chunk)),
+                vmap(call, in_dims=(0, *(None for _ in chunk)))(state, *map(self._placed, chunk)),
             )
             for chunk in zip(*(value.split(batch_size) for value in inputs), strict=True)
         ]
@@ -202,12 +210,16 @@ class Fitted:
                 mapped over runs; `model` is called as a module is (see `Model`), in evaluation mode.
             inputs: tensors with the examples along the first dimension.
             batch_size: examples at a time.
+
+        Raises:
+            ValueError: without an example.
         """
-        device = next(iter(self.parameters.values())).device
+        if not inputs or not len(inputs[0]):
+            raise ValueError("inputs: expected at least one example, got none")
         module = self._module.eval()
         total: Any = None
         for chunk in zip(*(value.split(batch_size) for value in inputs), strict=True):
-            batch, share = [part.to(device) for part in chunk], len(chunk[0]) / len(inputs[0])
+            batch, share = [self._placed(part) for part in chunk], len(chunk[0]) / len(inputs[0])
 
             def call(parameters, buffers, batch=batch):
                 return function(Model(parameters, buffers, module), *batch)
@@ -239,22 +251,23 @@ def fit(
 ) -> Fitted:
     """Train all runs together and return them.
 
-    Of a run's `seed` come its initial parameters, the order of its examples and its noise, so two runs with the
-    same seed differ in nothing but their other hyperparameters.
+    Of a run's `seed` come its initial parameters, the order of its examples, its noise and what else is drawn in its
+    loss, as by dropout: two runs with the same seed differ in nothing but their other hyperparameters.
 
     Args:
-        build: makes the network of a run from its hyperparameters. All must have the same structure.
+        build: makes the network of a run from its hyperparameters. All must have the same structure and differ in
+            nothing but the values of parameters and buffers.
         loss: `loss(model, batch, run)` returns the loss of one run, or a pair of it and a dictionary of tensors to
             log. It is mapped over runs: `model` is called as a module is (see `Model`), `batch` holds rows of `data`
-            and this step's noise, `run` the run's numeric hyperparameters as tensors without dimensions, and
-            `run["step"]`, the number of steps done, and `run["fraction"]`, their share of all. It must not branch on
-            values.
+            and this step's noise, `run` the run's hyperparameters that are numbers or truth values as tensors without
+            dimensions (texts and None are for `build`), and `run["step"]`, the number of steps done, and
+            `run["fraction"]`, their share of all. It must not branch on values.
         data: tensors with the examples along the first dimension.
         runs: hyperparameters of each run: `seed` and `learning_rate` always, others as `build` and `loss` need them.
         epochs: passes over the data; the last, incomplete batch of a pass is left out.
         batch_size: examples a step.
         optimizer: any of torch.optim whose step is proportional to its learning rate.
-        options: its further arguments.
+        options: its further arguments; the learning rate is the runs'.
         schedule: factor on the learning rate at a fraction, 0 to 1, of the steps done.
         noise: `noise(generator, steps)` returns tensors with the steps along the first dimension, drawn from the
             generator of one run (on its device).
@@ -267,11 +280,13 @@ def fit(
         clip_norm: gradients of a run with a larger norm are scaled down to it (`torch.nn.utils.clip_grad_norm_`).
         device: "auto" (CUDA, else CPU) or a device. On "meta" all steps are gone through without a number being
             computed: it shows whether a large setting would run, and the shapes of what it would return.
-        dtype: of parameters and of floating-point data.
+        dtype: of parameters and of floating-point data. Hyperparameters are in single precision at least.
         progress: what the progress line calls this; None for no line.
 
     Raises:
-        ValueError: for runs without a seed or learning rate, tensors of unequal length, a batch larger than the data.
+        ValueError: for runs without a seed or learning rate, tensors of unequal length, a batch larger than the data,
+            networks that cannot be stacked; at the first steps for a loss that is not a number of each run, does not
+            depend on the parameters, or logs what does not keep its shape.
         NonFiniteError: naming run, step and quantity, as soon as anything is NaN or infinite.
 
     Examples:
@@ -281,28 +296,33 @@ def fit(
         >>> fitted.predict(torch.ones(1, 1)).flatten().round(decimals=1)
         tensor([3., 3.])
     """
-    device, frame = choose_device(str(device)), _check_runs(runs)
-    examples = _check_data(data, batch_size, epochs)
+    runs = [dict(run) for run in runs]
+    device, frame, examples = choose_device(str(device)), _check_runs(runs), _check_data(data, batch_size, epochs)
+    if not dtype.is_floating_point:
+        raise ValueError(f"dtype: expected a floating-point one, got {dtype}")
+    if "lr" in (options or {}):
+        raise ValueError("options: expected no lr, since every run has its learning_rate")
     data = {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in data.items()}
-    module, parameters, buffers, carried = _stack(build, state, frame, device, dtype)
-    hyperparameters = {
-        name: torch.tensor(column.to_numpy(), device=device, dtype=dtype)
-        for name, column in frame.select_dtypes("number").items()
-    }
-    seeds = [int(seed) for seed in frame["seed"]]
+    module, parameters, buffers, carried = _stack(build, state, runs, device, dtype)
+    hyperparameters = _hyperparameters(runs, device, torch.promote_types(dtype, torch.float32))
+    seeds = [int(run["seed"]) for run in runs]
     batches = _batches(data, examples, batch_size, epochs, seeds, noise, transform, device, dtype)
 
     def losses(parameters, buffers, batch, run, clock, carried):
-        arguments = (Model(parameters, buffers, module), batch, {**run, **clock})
-        if state is not None:
-            result = loss(*arguments, carried)
-            if not isinstance(result, tuple) or len(result) != 3:
-                raise ValueError(f"loss: expected (loss, logged, new state) where there is a state, got {type(result)}")
-            return result
-        result = loss(*arguments)
-        return (*result, {}) if isinstance(result, tuple) else (result, {}, {})
+        arguments = (Model(parameters, buffers, module), batch, _Run({**run, **clock}))
+        result = loss(*arguments) if state is None else loss(*arguments, carried)
+        if state is None:
+            result = (*result, {}) if isinstance(result, tuple) else (result, {}, {})
+        if not isinstance(result, tuple) or len(result) != 3:
+            expected = "loss or (loss, logged)" if state is None else "(loss, logged, new state) where there is a state"
+            raise ValueError(f"loss: expected {expected}, got {type(result)}")
+        value, logged, carried = result
+        if not isinstance(value, Tensor) or value.ndim:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value)
+            raise ValueError(f"loss: expected a tensor without dimensions for each run, got {got}")
+        return value, {name: torch.as_tensor(each, device=device) for name, each in logged.items()}, carried
 
-    stacked_losses = vmap(losses, in_dims=(0, 0, 0, 0, None, 0))
+    stacked_losses = _with_own_draws(losses, buffers, seeds, device)
     leaves = list(parameters.values())
     stepper = optimizer(leaves, lr=1.0, **(options or {}))
     steps = epochs * (examples // batch_size)
@@ -314,10 +334,11 @@ def fit(
                 "fraction": torch.tensor(step / steps, device=device, dtype=dtype),
             }
             values, extra, carried = stacked_losses(parameters, buffers, batch, hyperparameters, clock, carried)
-            if values.shape != (len(frame),):
-                raise ValueError(
-                    f"loss: expected a tensor without dimensions for each run, got shape {tuple(values.shape[1:])}"
-                )
+            if not values.requires_grad:
+                raise ValueError("loss: expected a loss that depends on the parameters, got one without a gradient")
+            extra = {name: value.detach() for name, value in extra.items()}
+            if logged and (first := _shapes(logged[0])) != _shapes(extra):
+                raise ValueError(f"loss: expected to log the same at every step, got {first}, now {_shapes(extra)}")
             stepper.zero_grad()
             # No run's loss depends on another run's parameters: the gradient of the sum is all gradients.
             values.sum().backward()
@@ -327,7 +348,7 @@ def fit(
             rates = hyperparameters["learning_rate"] * (schedule(step / steps) if schedule else 1)
             _step(stepper, leaves, rates)
             watch.see(values.detach(), norms)
-            logged.append({name: value.detach() for name, value in extra.items()})
+            logged.append(extra)
             carried = tree_map(Tensor.detach, carried)
             advance()
     watch.finish(leaves)
@@ -343,18 +364,55 @@ def fit(
     )
 
 
-def _check_runs(runs: Iterable[Hyperparameters]) -> pd.DataFrame:
-    frame = pd.DataFrame(list(runs))
+class _Run(dict[str, Any]):
+    """What a loss sees of its run."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(
+            f"run: {name!r} is not a number in every run, so the loss does not see it; it has {', '.join(self)}"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a hyperparameter is a number or a truth value; NaN is what a table has in place of a text or None."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_complex() and not value.isnan()
+    return isinstance(value, bool | int | float | np.bool_ | np.integer | np.floating) and value == value
+
+
+def _check_runs(runs: list[dict[str, Any]]) -> pd.DataFrame:
+    frame = pd.DataFrame(runs)
     for name in ("seed", "learning_rate"):
         if name not in frame or frame[name].isna().any():
             raise ValueError(f"runs: every run needs a {name}, got columns {list(frame.columns)}")
+        for run in runs:
+            whole = name == "learning_rate" or (_is_number(run[name]) and int(run[name]) == run[name])
+            if not _is_number(run[name]) or not whole:
+                kind = "whole number" if name == "seed" else "number"
+                raise ValueError(f"runs: expected a {kind} for {name}, got {run[name]!r}")
     for name in ("step", "fraction"):
         if name in frame:
             raise ValueError(f"runs: expected hyperparameters, got {name!r}, which the loop itself sets")
     return frame
 
 
+def _hyperparameters(runs: list[dict[str, Any]], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What all runs have as numbers or truth values, stacked."""
+    found = {}
+    for name in runs[0]:
+        values: list[Any] = [run.get(name) for run in runs]
+        if all(_is_number(value) for value in values):
+            truths = all(isinstance(value, bool | np.bool_) for value in values)
+            column = torch.tensor([float(value) for value in values], dtype=torch.float64)
+            found[name] = column.to(device, torch.bool if truths else dtype)
+    return found
+
+
 def _check_data(data: Mapping[str, Tensor], batch_size: int, epochs: int) -> int:
+    for name, value in data.items():
+        if not isinstance(value, Tensor) or not value.ndim or value.layout != torch.strided:
+            kind = f"{value.layout}, shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value)
+            raise ValueError(f"data: expected dense tensors with examples along a dimension, got {kind} for {name}")
     lengths = {name: len(value) for name, value in data.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"data: expected tensors of the same length, got {lengths}")
@@ -369,24 +427,54 @@ def _check_data(data: Mapping[str, Tensor], batch_size: int, epochs: int) -> int
 def _stack(build, state, runs, device, dtype):
     """A module without storage that gives the structure, the stacked parameters and buffers, and the stacked state."""
     modules, states = [], []
-    for run in runs.to_dict("records"):
+    for index, run in enumerate(runs):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(run["seed"]))
-            modules.append(build(run).to(device, dtype).train())
+            module = build(run)
+            check_network(module)
+            modules.append(still_tied(lambda module: module.to(device, dtype), module).train())
             if state is not None:
                 states.append(state(run, modules[-1]))
-        # What is no tensor, such as a number of groups, is taken from the first network alone.
-        if str(modules[-1]) != str(modules[0]):
-            raise ValueError(
-                f"build: expected networks of one structure, got {modules[0]} for run 0 "
-                f"and {modules[-1]} for run {len(modules) - 1}"
-            )
+        check_alike(modules[0], modules[-1], index)
     parameters, buffers = stack_module_state(modules)
 
     def stacked(*parts):
+        if not all(isinstance(part, Tensor) for part in parts):
+            raise ValueError(f"state: expected tensors, got {type(parts[0])}")
         return torch.stack([part.detach().to(device, dtype if part.is_floating_point() else None) for part in parts])
 
-    return modules[0].to("meta"), parameters, buffers, tree_map(stacked, *states) if states else {}
+    structure = still_tied(lambda module: module.to("meta"), modules[0])
+    return structure, parameters, buffers, tree_map(stacked, *states) if states else {}
+
+
+def _with_own_draws(losses, buffers, seeds, device):
+    """Losses of all runs, which may draw: then each draws its own, whatever it is stacked with."""
+    in_dims, draws = (0, 0, 0, 0, None, 0), None
+    exact = vmap(losses, in_dims=in_dims)
+    drawing = vmap(losses, in_dims=in_dims, randomness="different")
+    # Watching all operators costs time: it begins when the first step turns out to draw, and begins again.
+    start: dict[str, Tensor] | None = {name: value.clone() for name, value in buffers.items()}
+
+    def stacked(*arguments):
+        nonlocal draws, start
+        if draws is None and start is not None:
+            try:
+                return exact(*arguments)
+            except RuntimeError as error:
+                if "randomness error mode" not in str(error):
+                    raise
+                for name, value in start.items():
+                    buffers[name].copy_(value)
+                # The meta device draws nothing.
+                draws = nullcontext() if device.type == "meta" else OwnDraws(seeds, device)
+            finally:
+                start = None
+        if draws is None:
+            return exact(*arguments)
+        with draws:
+            return drawing(*arguments)
+
+    return stacked
 
 
 def _batches(data, examples, batch_size, epochs, seeds, noise, transform, device, dtype):
@@ -419,9 +507,18 @@ def _per_run(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *(1 for _ in like.shape[1:])).to(like.dtype)
 
 
+def _wide(value: Tensor) -> Tensor:
+    return value.to(torch.promote_types(value.dtype, torch.float32))
+
+
 def _gradient_norms(leaves: list[Tensor]) -> Tensor:
-    squares = [leaf.grad.reshape(len(leaf), -1).square().sum(1) for leaf in leaves if leaf.grad is not None]
-    return torch.stack(squares).sum(0).sqrt()
+    # In single precision at least, where half would overflow.
+    wide = [_wide(leaf.grad) for leaf in leaves if leaf.grad is not None]
+    return torch.stack([each.reshape(len(each), -1).square().sum(1) for each in wide]).sum(0).sqrt()
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape[1:]) for name, value in tensors.items()}
 
 
 def _scale_gradients(leaves: list[Tensor], factors: Tensor) -> None:
@@ -486,7 +583,9 @@ class _Watch:
     def history(self) -> pd.DataFrame:
         stacked = {name: torch.stack(values, 1) for name, values in self.kept.items()}
         columns = {
-            name: np.full(value.shape, np.nan) if self.blind else value.cpu().numpy() for name, value in stacked.items()
+            # (NumPy has no bfloat16.)
+            name: np.full(value.shape, np.nan) if self.blind else _wide(value).cpu().numpy()
+            for name, value in stacked.items()
         }
         runs, steps = columns["loss"].shape
         index = pd.MultiIndex.from_product([range(runs), range(steps)], names=["run", "step"])
