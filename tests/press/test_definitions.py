@@ -404,11 +404,13 @@ def test_whatever_a_notebook_calls_is_reached(library, slug):
             for each in tree.body
             if min([each.lineno, *(d.lineno for d in getattr(each, "decorator_list", ()))]) <= line <= each.end_lineno
         ]
-        # (A lambda is of the constant that it is a part of.)
-        stored = {
-            node.id for node in ast.walk(around) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+        # (A lambda is of the constant that it is a part of, and a function within `if` one of the names bound there.)
+        bound = {
+            getattr(node, "name", None) or node.id
+            for node in ast.walk(around)
+            if isinstance(node, ast.FunctionDef) or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
         }
-        names = {around.name} if hasattr(around, "name") else stored
+        names = {around.name} if hasattr(around, "name") else bound
         seen += 1
         if not {f"module {module}", *(f"{module}.{name}" for name in names)} & digests.keys():
             missed.append((file, line, qualname))
