@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score
-from support import agree, extreme, one_graph, pair, rejects, unhooked
+from support import agree, extreme, in_blocks, one_graph, pair, rejects, without_hooks
 
 from lossbook.methods.contrastive import (
     info_nce,
@@ -233,9 +233,10 @@ def test_vmap_over_batches_and_temperatures(pool):
 
 def test_compile_without_graph_breaks():
     x, y = batch(5, 1)
-    loss = unhooked("lossbook.methods.contrastive.mw_auc_retrieval").mann_whitney_loss
-    compiled = one_graph(loss)
-    agree(compiled(x, y, temperature=0.1), oracle(x, y, 0.1)[0] / 5, (x, y))
+    with without_hooks():
+        from lossbook.methods.contrastive import mann_whitney_loss as plain
+
+        agree(one_graph(plain)(x, y, temperature=0.1), oracle(x, y, 0.1)[0] / 5, (x, y))
 
 
 def test_bad_input_is_refused():
@@ -261,7 +262,56 @@ def test_bad_input_is_refused():
 
 
 GROUPS = torch.arange(12) // 2
+LABELS = torch.tensor([3, -1, 3, 0, 3, 7])
+
+
+@pytest.mark.parametrize("pool", ["batch", "query"])
+@pytest.mark.parametrize("over_negatives", ["sum", "mean"])
+@pytest.mark.parametrize("rows", [None, 2])
+@pytest.mark.parametrize("views", [1, 2])
+def test_labels_are_their_definition(pool, over_negatives, rows, views):
+    (x, y), (more, _) = pair(6), pair(2, seed=1)
+    given = (x,) if views == 1 else (x, y)
+    scores = F.normalize(x) @ F.normalize(torch.cat([given[-1], more])).T / 0.2
+    negative = torch.cat([LABELS[:, None] != LABELS, torch.ones(6, 2, dtype=torch.bool)], 1)
+    terms = []
+    for i in range(6):
+        for p in range(6):
+            if LABELS[i] == LABELS[p] and (views == 2 or i != p):
+                others = scores[negative] if pool == "batch" else scores[i, negative[i]]
+                each = F.softplus(others - scores[i, p], threshold=50)
+                terms.append(each.sum() if over_negatives == "sum" else each.mean())
+    ours = mann_whitney_loss(
+        *given, labels=LABELS, negatives=more, temperature=0.2, pool=pool, over_negatives=over_negatives, rows=rows
+    )
+    agree(ours, torch.stack(terms).mean(), (*given, more))
+
+
+@pytest.mark.parametrize("pool", ["batch", "query"])
+def test_positions_and_extra_negatives_are_passages_in_another_order(pool):
+    (x, y), (more, _) = pair(6), pair(2, seed=1)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    moved = mann_whitney_loss(x, y[order.argsort()], positives=order, negatives=more, pool=pool)
+    agree(moved, mann_whitney_loss(x, torch.cat([y, more]), pool=pool), (x, y, more))
+
+
+@pytest.mark.parametrize("pool", ["batch", "query"])
+def test_blocks_are_the_whole_in_little_memory(pool):
+    x, y = pair(24, 4)
+    # A row of a block has a number for each passage, twice over the rows with the pool of the batch.
+    in_blocks(lambda rows: mann_whitney_loss(x, y, pool=pool, rows=rows), (x, y), most=24 * 9)
+
+
+@pytest.mark.parametrize("pool", ["batch", "query"])
+def test_without_a_pair_there_is_nothing_to_learn(pool):
+    x, _ = pair(6)
+    for labels in (torch.arange(6), torch.zeros(6, dtype=torch.long)):
+        value = mann_whitney_loss(x, labels=labels, pool=pool)
+        assert value.item() == 0 and not torch.autograd.grad(value, x)[0].any()
+
+
 test_on_any_device = on_any_device(
+    partial(mann_whitney_loss, pair()[0], labels=torch.arange(8) // 2, negatives=pair()[0], rows=3),
     partial(mann_whitney_from_cosines, torch.randn(6, 12), pool="query", groups=GROUPS, rows=4),
     partial(mann_whitney_from_scores, *scores(), over_negatives="mean", rows=4),
     partial(mann_whitney_loss, *batch(6, 1), groups=GROUPS, over_negatives="mean"),

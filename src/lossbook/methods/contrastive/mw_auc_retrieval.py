@@ -5,11 +5,12 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
+from lossbook.methods._pairs import Block, matched, over_terms, total
 from lossbook.methods._validate import Reduction, floating, indices, one_of, positive, reduce, shaped, together
-from lossbook.methods.similarities import by_rows, inner_products, unit
+from lossbook.methods.similarities import by_rows
 
 __all__ = ["mann_whitney_from_cosines", "mann_whitney_from_scores", "mann_whitney_loss"]
 
@@ -122,10 +123,14 @@ def mann_whitney_from_cosines(
 
 def mann_whitney_loss(
     queries: Float[Tensor, "n d"],
-    passages: Float[Tensor, "m d"],
+    passages: Float[Tensor, "m d"] | None = None,
     *,
+    labels: Integer[Tensor, " n"] | None = None,
+    key_labels: Integer[Tensor, " m"] | None = None,
+    positives: Integer[Tensor, " n"] | None = None,
+    negatives: Float[Tensor, "k d"] | None = None,
     temperature: float | Float[Tensor, ""] = 0.01,
-    groups: Int[Tensor, " m"] | None = None,
+    groups: Integer[Tensor, " m"] | None = None,
     pool: Pool = "batch",
     over_negatives: OverNegatives = "sum",
     rows: int | None = None,
@@ -139,17 +144,26 @@ def mann_whitney_loss(
     InfoNCE compares within a query and does not see a shift of all its scores; this loss compares across queries too.
     With $n$ queries and $m$ passages there are about $n^2m$ comparisons.
 
+    With labels every query and passage of one class are a positive pair, every two of different classes a negative one,
+    and a term compares one positive with all negatives. All pairs are looked at: $n^2m^2$ comparisons with the pool
+    "batch", for small batches, and $nm^2$ with "query".
+
     Args:
         queries: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
         passages: raw embeddings `(m, d)`, $m\ge n$. Passage $i$ is the positive of query $i$; those from $n$ on are
-            nobody's positives, such as the hard negatives of all queries.
+            nobody's positives, such as the hard negatives of all queries. None with labels: queries look for their
+            class among each other.
+        labels, key_labels: the class of each query and of each passage: see `info_nce`.
+        positives: which passage is the positive of each query, where it is not the one in the same row.
+        negatives: more passages `(k, d)`, such as a queue: nobody's positives.
         temperature: $\tau>0$, a number, or a tensor without dimensions (to learn it, or to map over it).
         groups: a number for each passage; a passage with the number of a query's positive is no negative of it.
         pool: "batch", or "query" for only the negatives of the positive's own query (the sum over $j$ has one term,
             $j=i$): the usual pairwise logistic loss, blind to shifts as InfoNCE is.
         over_negatives: "sum", as printed, which grows with the batch like $nm$, or "mean" over the negatives met.
-        rows: compare this many positives at a time, so that memory grows like $nm$ and not like $n^2m$: see `by_rows`.
-        reduction: "mean", "sum", or "none" for the `n` losses.
+        rows: take this many queries at a time, for their positives and for their negatives: at most `rows`² times $m$
+            numbers are held at once, with labels times $m^2$ (pool "query": `rows` times $m$, or $m^2$). See `by_rows`.
+        reduction: as in `info_nce`.
 
     Returns:
         The loss, at least 0; 0 where there are no negatives.
@@ -167,21 +181,47 @@ def mann_whitney_loss(
         >>> round(mann_whitney_loss(queries, passages, temperature=0.5).item(), 3)
         1.556
     """
-    queries, passages = together(
-        queries=shaped("queries", queries, "n d"), passages=shaped("passages", passages, "m d")
-    )
-    n, d = queries.shape
-    if passages.shape[1] != d or len(passages) < n:
-        raise ValueError(f"passages: expected at least {n} rows of {d} numbers, got shape {tuple(passages.shape)}")
-    return mann_whitney_from_cosines(
-        inner_products(unit(queries), unit(passages)),
-        temperature=temperature,
+    temperature = positive("temperature", temperature)
+    one_of("pool", pool, "batch", "query")
+    one_of("over_negatives", over_negatives, "sum", "mean")
+    if labels is None and positives is None and passages is not None:
+        n, m = len(shaped("queries", queries, "n d")), len(shaped("passages", passages, "m d"))
+        if m < n:
+            raise ValueError(f"passages: expected at least {n} rows, got shape {tuple(passages.shape)}")
+        positives = torch.arange(n, device=queries.device)
+    pairs = matched(
+        queries,
+        passages,
+        ("queries", "passages"),
+        labels=labels,
+        key_labels=key_labels,
+        positives=positives,
+        negatives=negatives,
         groups=groups,
-        pool=pool,
-        over_negatives=over_negatives,
-        rows=rows,
-        reduction=reduction,
     )
+
+    def scores(cosines: Tensor) -> Tensor:
+        return cosines / temperature
+
+    def negative_scores(block: Block) -> Tensor:
+        return block.similarities.masked_fill(~block.negative, -math.inf)
+
+    def numbers(block: Block) -> Tensor:
+        return block.negative.sum(1, keepdim=True).to(block.pull.dtype)
+
+    met = pairs.over(numbers, rows, scores).sum()
+
+    def losses(block: Block) -> Tensor:
+        if pool == "query":
+            values = _logistic(block.pull[:, :, None], negative_scores(block)[:, None])
+            number = numbers(block)
+        else:
+            mine = block.pull.flatten()[:, None]
+            theirs = pairs.over(lambda other: _logistic(mine, negative_scores(other)[:, None]), rows, scores)
+            values, number = theirs.sum(0).view_as(block.pull), met
+        return total(values / number.clamp(min=1) if over_negatives == "mean" else values, block.positive)
+
+    return over_terms(pairs.over(losses, rows, scores), reduction)
 
 
 def _against_all(
@@ -190,6 +230,6 @@ def _against_all(
     return by_rows(lambda some, _: _logistic(some, negatives), positives[:, None], rows)
 
 
-def _logistic(positives: Float[Tensor, "n 1"], negatives: Float[Tensor, "*n m"]) -> Float[Tensor, " n"]:
-    """For each positive the sum over its negatives; one of minus infinity adds nothing."""
-    return F.softplus(negatives - positives, threshold=STRAIGHT).sum(1)
+def _logistic(positives: Float[Tensor, "*p 1"], negatives: Float[Tensor, "*m"]) -> Float[Tensor, "*n"]:
+    """For each positive the sum over its negatives, the last dimension; one of minus infinity adds nothing."""
+    return F.softplus(negatives - positives, threshold=STRAIGHT).sum(-1)
