@@ -58,6 +58,10 @@ LOSSES = ("cross_entropy", "margin", "ratio", "kl")
 def logit_margin(logits: Float[Tensor, "*n k"], targets: Integer[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     r"""By how much the strongest other class exceeds the target: $\max_{k\ne y}z_k-z_y$, positive for an error.
 
+    Args:
+        logits: of at least two classes.
+        targets: the class of each row.
+
     Raises:
         ValueError: for fewer than two classes, or targets of another shape, dtype or range.
 
@@ -78,6 +82,10 @@ def logit_ratio(logits: Float[Tensor, "*n k"], targets: Integer[Tensor, "*n"]) -
     $$\frac{\max_{k\ne y}z_k-z_y}{z_{\pi_1}-z_{\pi_3}}$$
 
     with $\pi$ the classes in falling order of their logits; at least three of them.
+
+    Args:
+        logits: of at least three classes.
+        targets: the class of each row.
 
     Raises:
         ValueError: for fewer than three classes, or targets of another shape, dtype or range.
@@ -102,6 +110,11 @@ def targeted_logit_ratio(
 
     with $t$ the goal and $\pi$ the classes in falling order of their logits; at least four of them. An attack raises it
     to get from the target to the goal.
+
+    Args:
+        logits: of at least four classes.
+        targets: the class of each row.
+        goals: the class that each row is to be taken for.
 
     Raises:
         ValueError: for fewer than four classes, or targets or goals of another shape, dtype or range.
@@ -129,6 +142,13 @@ def random_start(
     restarts: int = 1,
 ) -> Float[Tensor, "restarts *n"]:
     """Perturbations `(restarts, n, ...)` drawn evenly from the ball, for inputs `(n, ...)`.
+
+    Args:
+        inputs: `(n, ...)`; their values do not matter.
+        epsilon: radius of the ball, a number or one for each input.
+        generator: of the draws.
+        norm: "linf" or "l2".
+        restarts: how many for each input.
 
     Raises:
         ValueError: for inputs that are not floating-point, a negative radius, another norm, or no restarts.
@@ -165,6 +185,12 @@ def fgsm(
     bounds: Bounds = (0.0, 1.0),
 ) -> Float[Tensor, "..."]:
     """Fast gradient sign method: one step of the length of the radius. Arguments and errors as of `pgd`.
+
+    Args:
+        model, inputs, targets, epsilon, norm, loss, targeted, bounds: as of `pgd`.
+
+    Raises:
+        ValueError: as `pgd`.
 
     Source:
         Goodfellow, Shlens and Szegedy (2015), arXiv:1412.6572.
@@ -275,8 +301,15 @@ def auto_pgd(
     the search goes back to the best point so far, if fewer than three quarters of the steps since the last checkpoint
     raised the loss, or if neither step nor best loss changed. Arguments and errors as of `pgd`.
 
+    Args:
+        model, inputs, targets, epsilon, norm, loss, targeted, start, restarts, generator, bounds: as of `pgd`.
+        steps: gradients per restart, at least 1.
+
     Returns:
         For each example a point that is misclassified, if any was met, else the one with the highest loss.
+
+    Raises:
+        ValueError: as `pgd`.
 
     Source:
         Croce and Hein (2020), arXiv:2003.01690, algorithm 1.

@@ -16,6 +16,7 @@ def shifted(images: Float[Tensor, "n c h w"], offsets: Int[Tensor, "n 2"], reach
     """Pictures moved by whole pixels, black where nothing was.
 
     Args:
+        images: `(n, channels, height, width)`.
         offsets: rows and columns to move down and right, between `-reach` and `reach`.
         reach: the largest move.
 
@@ -39,6 +40,7 @@ def permuted(signals: Float[Tensor, "n c l"], ranks: Float[Tensor, "n s"]) -> Fl
     """Signals cut into as many segments as there are ranks, of equal length up to one sample, and put in their order.
 
     Args:
+        signals: `(n, channels, length)`.
         ranks: distinct numbers; the segment with the smallest comes first.
 
     Examples:

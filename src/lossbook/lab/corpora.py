@@ -17,12 +17,16 @@ class Pairs:
     """One split of a set of pairs: query `i` belongs to passage `i`.
 
     Attributes:
+        name: of the set.
+        split: which part of it.
         queries: embeddings `(n, d)` of length one, of a frozen encoder.
         passages: as `queries`.
         query_texts: what was encoded.
         passage_texts: as `query_texts`.
         paths: of each pair its place in a tree, the numbers of the nodes from the root down, then zeros: see
             `path_similarity`.
+        licence: of the texts.
+        source: where they come from.
 
     Examples:
         >>> pairs = corpora.load_pairs(split="validation")
@@ -91,7 +95,11 @@ class Text:
     """One split of running text.
 
     Attributes:
+        name: of the text.
+        split: which part of it.
         text: one paragraph a line, ASCII.
+        licence: of the text.
+        source: where it comes from.
 
     Examples:
         >>> text = corpora.load_text("melville", split="test")

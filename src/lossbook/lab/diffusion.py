@@ -139,6 +139,12 @@ def denoising_loss(
 ) -> Float[Tensor, ""]:
     """Mean of `error_map` over inputs and elements, with the same arguments and errors: the usual training loss.
 
+    Args:
+        denoiser, inputs, noise, times, signal, labels: as of `error_map`.
+
+    Raises:
+        ValueError: as `error_map`.
+
     Examples:
         >>> signal, times = diffusion.noise_schedule(100), torch.tensor([0, 99])
         >>> inputs, noise = torch.ones(2, 3), torch.full((2, 3), 2.0)

@@ -27,6 +27,10 @@ def correct(logits: Float[Tensor, "*n k"], targets: Integer[Tensor, "*n"]) -> Bo
     A tie is an error, so a network that always says the same earns nothing; so is a logit that is not a number. Every
     accuracy of the bench counts by this rule.
 
+    Args:
+        logits: `(..., classes)`.
+        targets: the class of each row.
+
     Raises:
         ValueError: for fewer than two classes, or targets of another shape, dtype or range.
 
@@ -45,6 +49,10 @@ def accuracy(logits: Float[Tensor, "*runs n k"], targets: Integer[Tensor, " n"])
     """Share of rows whose target has the largest logit, larger than every other; a tie is an error.
 
     Under `vmap`, where nothing can be raised, the share is NaN if a logit is.
+
+    Args:
+        logits: `(..., n, classes)`, for instance of several runs.
+        targets: the class of each row.
 
     Raises:
         ValueError: for logits that are not numbers, no rows, fewer than two classes, or targets of another shape,
@@ -106,6 +114,12 @@ def k_nearest_neighbours(
     neighbours: int = 5,
 ) -> list[float]:
     """Accuracies, on each test set, of the majority among the nearest rows by cosine.
+
+    Args:
+        features: among which neighbours are looked for.
+        targets: the class of each row.
+        tests: pairs of features and targets.
+        neighbours: how many vote.
 
     Raises:
         ValueError: for features that are not finite, sets whose rows, classes or widths do not fit each other, or more

@@ -52,6 +52,9 @@ class NonFiniteError(RuntimeError):
 def choose_device(device: str = "auto") -> torch.device:
     """Device by name: "auto" is CUDA where there is one, else the CPU; all other names are PyTorch's.
 
+    Args:
+        device: "auto" or a name of PyTorch's.
+
     Raises:
         ValueError: for a name that PyTorch does not know or a device that is not there.
 
@@ -70,6 +73,9 @@ def choose_device(device: str = "auto") -> torch.device:
 
 def grid(**values: Iterable) -> list[dict[str, Any]]:
     """All combinations of the values: `grid(seed=range(5), learning_rate=[0.1, 0.3])` are ten runs.
+
+    Args:
+        values: of each hyperparameter, by its name.
 
     Examples:
         >>> lab.grid(seed=range(2), temperature=[0.1])

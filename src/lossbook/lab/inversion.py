@@ -284,6 +284,11 @@ def ascend_posterior(
 def with_candidates(inputs: Float[Tensor, "n d"], column: int, values: Float[Tensor, " m"]) -> Float[Tensor, "m n d"]:
     """What the rows would be if the sensitive column had each of the values: the attacker's hypotheses.
 
+    Args:
+        inputs: known rows.
+        column: the sensitive one.
+        values: that it could have.
+
     Raises:
         ValueError: for a column that is not there, or rows that are not floating-point (they would cut the values).
 

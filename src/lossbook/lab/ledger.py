@@ -37,6 +37,10 @@ def max_error(actual: Tensor | float, expected: Tensor | float) -> float:
 
     Not a number if either has one, or if they are infinite in different places.
 
+    Args:
+        actual: what was computed.
+        expected: what should have been, of a shape to which it broadcasts.
+
     Examples:
         >>> round(lab.max_error(torch.tensor([1.0, 200.0]), torch.tensor([1.1, 202.0])), 4)
         0.0909
@@ -150,6 +154,15 @@ class Ledger:
 class Claim:
     """A claim with its criterion, waiting for the numbers.
 
+    Attributes:
+        id: by which pages and scoreboard name it.
+        statement: what is claimed, in a sentence.
+        metric: what is measured.
+        direction: which differences support it.
+        margin: the smallest effect worth having.
+        unit: of metric and margin.
+        ledger: on which it stands.
+
     Examples:
         >>> ledger = lab.Ledger()
         >>> criterion = {"metric": "gain", "direction": "greater", "margin": 0.5, "unit": "points"}
@@ -244,6 +257,11 @@ class Claim:
 
 class Table:
     """A table of text, as HTML for people.
+
+    Args:
+        columns: their heads.
+        rows: of as many cells.
+        caption: above the table.
 
     Examples:
         >>> ledger = lab.Ledger()

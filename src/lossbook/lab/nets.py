@@ -22,6 +22,9 @@ def mlp(
         norm: makes the normalisation of a layer from its width.
         activation: makes the activation.
 
+    Raises:
+        ValueError: for fewer than two widths.
+
     Examples:
         >>> network = lab.mlp([64, 32, 10])
         >>> network(torch.zeros(5, 1, 8, 8)).shape
@@ -41,6 +44,10 @@ def mlp(
 def cnn(channels: Sequence[int], *, inputs: int = 1) -> nn.Sequential:
     """3x3 convolutions, each with ReLU and halved resolution, then the mean over pixels: `(n, channels[-1])`.
 
+    Args:
+        channels: of each convolution.
+        inputs: channels of the pictures.
+
     Examples:
         >>> network = lab.cnn([8, 16], inputs=3)
         >>> network(torch.zeros(5, 3, 28, 28)).shape
@@ -54,6 +61,10 @@ def cnn(channels: Sequence[int], *, inputs: int = 1) -> nn.Sequential:
 
 class EncoderProjector(nn.Module):
     """An encoder whose features are kept, and a projector that only the contrastive loss sees.
+
+    Args:
+        encoder: from inputs to features.
+        projector: from features to embeddings.
 
     Examples:
         >>> network = lab.EncoderProjector(lab.mlp([64, 32]), lab.mlp([32, 8]))

@@ -31,6 +31,11 @@ def use_theme() -> None:
 def show(figure: Figure, *, caption: str, alt: str) -> None:
     """Put a figure on the page, as SVG, with its caption and the text that stands for it where it cannot be seen.
 
+    Args:
+        figure: with a title and labelled axes in every panel.
+        caption: below it.
+        alt: what it shows, in words.
+
     Raises:
         ValueError: if caption or alternative text is empty, or a panel has no title or no axis labels.
 
@@ -67,6 +72,11 @@ def show(figure: Figure, *, caption: str, alt: str) -> None:
 def show_table(frame: pd.DataFrame, *, caption: str, formats: dict[str, str] | None = None) -> None:
     """Put a frame on the page; `formats` maps columns to format strings such as "{:.2f}".
 
+    Args:
+        frame: a row a line, without its index.
+        caption: above it.
+        formats: of columns, by name.
+
     Examples:
         >>> import pandas as pd
         >>> frame = pd.DataFrame({"accuracy": [81.25]})
@@ -82,6 +92,9 @@ def show_table(frame: pd.DataFrame, *, caption: str, formats: dict[str, str] | N
 
 def show_source(*functions: Callable[..., Any]) -> None:
     """Show the library's own source of functions or classes, highlighted by the page.
+
+    Args:
+        functions: or classes.
 
     Examples:
         >>> lab.show_source(lab.accuracy)

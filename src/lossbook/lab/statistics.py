@@ -16,6 +16,12 @@ __all__ = ["Interval", "best_setting", "equivalence", "mean_interval", "paired"]
 class Interval(NamedTuple):
     """A mean with its confidence limits and the number of values behind it.
 
+    Attributes:
+        effect: the mean.
+        low: the lower limit.
+        high: the upper limit.
+        n: how many values there are.
+
     Examples:
         >>> interval = lab.mean_interval([1.0, 2.0, 3.0])
         >>> round(interval.low, 2), interval.effect, round(interval.high, 2), interval.n
@@ -30,6 +36,10 @@ class Interval(NamedTuple):
 
 def mean_interval(values: Sequence[float], *, confidence: float = 0.95) -> Interval:
     r"""Mean and Student's interval, $\bar x\pm t_{n-1}\,s/\sqrt n$; of a single value it is the whole line.
+
+    Args:
+        values: one a seed.
+        confidence: share of intervals that hold the true mean.
 
     Raises:
         ValueError: if there is no value or one is not finite, or for a confidence outside $(0,1)$.
@@ -102,6 +112,7 @@ def paired(
         metric: the column compared.
         treatment: a value of the column `condition`.
         control: another; it is subtracted.
+        condition: the column that names what is compared.
         by: the column that pairs rows.
 
     Raises:

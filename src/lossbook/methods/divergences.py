@@ -28,6 +28,9 @@ def kl_divergence(
     Raises:
         ValueError: for shapes or dtypes other than these.
 
+    Source:
+        Kullback and Leibler (1951).
+
     Examples:
         >>> logits, others = torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2)
         >>> divergences.kl_divergence(logits, others, reduction="none").round(decimals=3)

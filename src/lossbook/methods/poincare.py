@@ -80,6 +80,9 @@ def project(points: Points, *, curvature: Curvature = 1.0, margin: float | None 
     Raises:
         ValueError: for another dtype, curvature or margin.
 
+    Source:
+        Nickel and Kiela (2017), arXiv:1705.08039, sec. 3.1; the margin for each dtype is ours.
+
     Examples:
         >>> poincare.project(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), margin=0.5)
         tensor([[0.3000, 0.4000],
@@ -101,6 +104,9 @@ def conformal_factor(points: Points, *, curvature: Curvature = 1.0) -> Float[Ten
 
     Raises:
         ValueError: for another dtype or curvature.
+
+    Source:
+        Ganea, Bécigneul and Hofmann (2018), arXiv:1805.09112, sec. 2.
 
     Examples:
         >>> poincare.conformal_factor(torch.tensor([[0.0, 0.0], [0.6, 0.0]])).round(decimals=3)
@@ -213,6 +219,9 @@ def logmap0(points: Points, *, curvature: Curvature = 1.0) -> Points:
 
     Raises:
         ValueError: for another dtype or curvature.
+
+    Source:
+        Ganea, Bécigneul and Hofmann (2018), arXiv:1805.09112, sec. 2.
 
     Examples:
         >>> v = torch.tensor([0.3, -0.4])
@@ -403,6 +412,9 @@ def riemannian_gradient(points: Points, *, curvature: Curvature = 1.0) -> Points
 
     Raises:
         ValueError: for another dtype or curvature.
+
+    Source:
+        Nickel and Kiela (2017), arXiv:1705.08039, sec. 3.1.
 
     Examples:
         >>> x = torch.tensor([0.5, 0.0], requires_grad=True)

@@ -24,8 +24,14 @@ def unit(embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
     constant needs no gradient; it keeps the squares from overflowing or vanishing. As by all functions here, half
     precision is computed in float32, and what is combined in the widest of its dtypes.
 
+    Args:
+        embeddings: rows of any length.
+
     Raises:
         ValueError: if they are no floating-point tensor.
+
+    Source:
+        ours.
 
     Examples:
         >>> similarities.unit(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).round(decimals=3)
@@ -42,8 +48,15 @@ def unit(embeddings: Float[Tensor, "*n d"]) -> Float[Tensor, "*n d"]:
 def inner_products(queries: Float[Tensor, "*b m d"], keys: Float[Tensor, "*b n d"]) -> Float[Tensor, "*b m n"]:
     """Inner products, never in half precision, that of autocast included.
 
+    Args:
+        queries: rows, in any number of batches.
+        keys: as `queries`.
+
     Raises:
         ValueError: if they are no floating-point tensors on one device.
+
+    Source:
+        ours.
 
     Examples:
         >>> similarities.inner_products(torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
@@ -61,8 +74,15 @@ def cosine_similarity(queries: Float[Tensor, "n d"], keys: Float[Tensor, "m d"])
     Rounding may leave $[-1,1]$ by an ulp, a matrix product in TensorFloat-32 by far more. Autocast is
     switched off inside.
 
+    Args:
+        queries: rows of any length.
+        keys: as `queries`.
+
     Raises:
         ValueError: if they are no floating-point tensors on one device.
+
+    Source:
+        ours.
 
     Examples:
         >>> queries, keys = torch.tensor([[3.0, 0.0]]), torch.tensor([[2.0, 0.0], [1.0, 1.0]])
@@ -93,6 +113,9 @@ def by_rows(
 
     Raises:
         ValueError: if `rows` is not a positive whole number.
+
+    Source:
+        ours.
 
     Examples:
         >>> queries, keys = torch.arange(8.0).reshape(4, 2), torch.eye(2)
@@ -126,6 +149,9 @@ def pair_gradients(
 
     Raises:
         ValueError: if the similarities are no floating-point tensor.
+
+    Source:
+        ours.
 
     Examples:
         >>> loss = lambda cosines: torch.nn.functional.cross_entropy(cosines, torch.arange(2))

@@ -43,10 +43,14 @@ class Dataset:
     """One split of a labelled set.
 
     Attributes:
+        name: of the set.
+        split: which part of it.
         inputs: pictures `(n, channels, height, width)` with values in [0, 1], or series `(n, channels, length)`, each
             with mean 0 and standard deviation 1.
         targets: class numbers `(n,)`.
         classes: name of each class number.
+        licence: of the data.
+        source: where they come from.
 
     Examples:
         >>> digits = lab.load("digits")

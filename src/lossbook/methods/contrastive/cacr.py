@@ -37,6 +37,9 @@ def conditional_weights(costs: Float[Tensor, "*n k"], *, scale: Scale) -> Float[
         costs: squared distances of each query (rows) to its samples; float16 and bfloat16 are computed in float32.
         scale: $t$, of either sign, a number or a tensor without dimensions.
 
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
     Source:
         Zheng et al. (2021), arXiv:2105.03746, the definition of $\pi^\pm$.
 
@@ -279,6 +282,9 @@ def rbf_repulsion(
     Returns:
         The loss, between $-4\kappa$ and 0; to be weighted and added to `contrastive_attraction`.
 
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
     Source:
         The alternative in `small_scale_experiments/losses` of the code of Zheng et al. (2021), which does not detach.
 
@@ -328,6 +334,9 @@ def cacr_from_cosines(
     Args:
         cosines: of query $i$ and key $j$, at least two rows; float16 and bfloat16 are computed in float32.
         negative_scale, attraction, repulsion, detach, reduction: see `cacr_loss`.
+
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
 
     Source:
         Zheng et al. (2021), arXiv:2105.03746, $K=1$.

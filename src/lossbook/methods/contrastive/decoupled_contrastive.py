@@ -152,6 +152,9 @@ def negative_von_mises_fisher_weights(
         first, second: raw embeddings of both views, normalised inside.
         sigma: $\sigma>0$; the larger, the nearer are all weights to 1.
 
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
     Source:
         Yeh et al. (2021), arXiv:2110.06848.
 

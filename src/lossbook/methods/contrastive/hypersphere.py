@@ -79,6 +79,9 @@ def uniformity(embeddings: Float[Tensor, "n d"], *, scale: float = 2.0, rows: in
         scale: $t>0$.
         rows: compute the distances of this many rows at a time: see `by_rows`.
 
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
     Source:
         Wang and Isola (2020), arXiv:2005.10242, sec. 4.1.
 

@@ -23,6 +23,18 @@ def diagonal_cross_entropy(
 
     With `symmetric`, the mean of the losses over rows and over columns.
 
+    Args:
+        logits: $s$, positives on the diagonal; float16 and bfloat16 are computed in float32.
+        symmetric: average both directions.
+        reduction: "mean", "sum", or "none" for the `n` losses.
+
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
+    Source:
+        van den Oord, Li and Vinyals (2018), arXiv:1807.03748, equation 4; symmetric as in Radford et al. (2021),
+        arXiv:2103.00020.
+
     Examples:
         >>> logits = torch.tensor([[2.0, 0.0], [0.0, 0.0]])
         >>> diagonal_cross_entropy(logits, reduction="none").round(decimals=3)
@@ -138,6 +150,9 @@ def two_view_terms(
 
     Raises:
         ValueError: for shapes, dtypes or a temperature other than these.
+
+    Source:
+        Chen et al. (2020), arXiv:2002.05709, equation 1, whose terms these are.
 
     Examples:
         >>> pull, push = two_view_terms(torch.eye(3), torch.eye(3), temperature=0.5)

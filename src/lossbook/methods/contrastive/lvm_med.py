@@ -99,6 +99,9 @@ def graph_convolution(features: Float[Tensor, "n f"], neighbours: Int[Tensor, "n
         features: $HW$, the rows already times the layer's weights.
         neighbours: as `nearest_rows` gives them.
 
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
     Source:
         Nguyen et al. (2023), arXiv:2306.11925, sec. 3.2.
 
@@ -218,6 +221,9 @@ def matching_objective(
         vertices: affinity of vertex $i$ of the first graph and vertex $a$ of the second.
         edges: affinities of edges, or None.
         matching: the permutation $\pi$.
+
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
 
     Source:
         Nguyen et al. (2023), arXiv:2306.11925: the objective of GM.

@@ -22,6 +22,9 @@ def centroids(views: Float[Tensor, "v n d"]) -> Float[Tensor, "n d"]:
     Args:
         views: raw embeddings of `v` views of `n` things, normalised inside. Views that cancel have a centroid of zero.
 
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
     Source:
         Moon et al. (2022), arXiv:2207.03552.
 

@@ -30,6 +30,9 @@ def vic_reg(
         first, second: raw embeddings of both views, at least two rows; not normalised.
         invariance, variance, covariance: the weights $\lambda,\mu,\nu$.
 
+    Raises:
+        ValueError: for shapes, dtypes or numbers other than these.
+
     Source:
         Bardes, Ponce and LeCun (2022), arXiv:2105.04906, eq. 6; the half before the variance as in their code.
 
