@@ -408,6 +408,13 @@ def test_the_meta_device_gives_the_shapes_of_all_that_is_returned():
     assert fitted.history["loss"].isna().all()
 
 
+def test_means_need_examples_and_as_many_in_each():
+    fitted, x = fit(lab.grid(seed=[0], learning_rate=[0.1]), epochs=1), DATA["inputs"]
+    for inputs in ((), (x[:0],), (x, x[:-1])):
+        with pytest.raises(ValueError, match="inputs: expected (at least one example|as many examples in each), got"):
+            fitted.means(lambda model, *batch: model(batch[0]).mean(), *inputs)
+
+
 def test_a_loss_that_forgets_its_state_is_refused():
     with pytest.raises(ValueError, match=r"loss: expected \(loss, logged, new state\)"):
         fit(lab.grid(seed=[0], learning_rate=[1.0]), loss=lambda m, b, r, s: loss(m, b, r), state=start)

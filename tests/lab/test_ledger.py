@@ -147,8 +147,12 @@ def test_names_are_used_once_and_settings_make_sense(ledger):
         claim(ledger, direction="better", id="c2")
     with pytest.raises(ValueError, match="margin: expected a positive number"):
         claim(ledger, direction="within", margin=0, id="c3")
-    with pytest.raises(ValueError, match="tolerance >= 0 and cases >= 1"):
-        ledger.check("none", "", error=0, tolerance=0, cases=0)
+    for tolerance, cases in ((0, 0), (-1, 1), (math.nan, 1), (math.inf, 1)):
+        with pytest.raises(ValueError, match="tolerance >= 0 and cases >= 1"):
+            ledger.check(f"none {tolerance}", "", error=0, tolerance=tolerance, cases=cases)
+    for margin in (math.nan, math.inf, -math.inf):
+        with pytest.raises(ValueError, match="margin: expected a finite number"):
+            claim(ledger, margin=margin, id=f"c {margin}")
 
 
 def test_a_claim_is_judged_once(ledger):

@@ -218,10 +218,13 @@ class Fitted:
             batch_size: examples at a time.
 
         Raises:
-            ValueError: without an example.
+            ValueError: without an example, or for inputs of different numbers of them.
         """
         if not inputs or not len(inputs[0]):
             raise ValueError("inputs: expected at least one example, got none")
+        numbers = [len(value) for value in inputs]
+        if len({*numbers}) > 1:
+            raise ValueError(f"inputs: expected as many examples in each, got {numbers}")
         module = self._module.eval()
         total: Any = None
         for chunk in zip(*(value.split(batch_size) for value in inputs), strict=True):

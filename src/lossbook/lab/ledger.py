@@ -82,8 +82,8 @@ class Ledger:
         """
         error = float(error)
         self._new(id)
-        if not tolerance >= 0 or cases < 1:
-            raise ValueError(f"check {id}: expected tolerance >= 0 and cases >= 1, got {tolerance}, {cases}")
+        if not 0 <= tolerance < math.inf or cases < 1:
+            raise ValueError(f"check {id}: expected a finite tolerance >= 0 and cases >= 1, got {tolerance}, {cases}")
         verified = error <= tolerance
         entry = {
             "kind": "check",
@@ -113,6 +113,8 @@ class Ledger:
         self._new(id)
         if direction not in ("greater", "less", "within"):
             raise ValueError(f'direction: expected "greater", "less" or "within", got {direction!r}')
+        if not math.isfinite(margin):
+            raise ValueError(f"margin: expected a finite number, got {margin}")
         if direction == "within" and not margin > 0:
             raise ValueError(f'margin: expected a positive number with "within", got {margin}')
         self.claims[id] = Claim(id, statement, metric, direction, float(margin), unit, self)
