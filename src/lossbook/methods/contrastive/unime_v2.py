@@ -269,7 +269,7 @@ def judge_alignment(
       P_{ij}\propto e^{\cos(q_i,c_{ij})/\tau},\quad Q_{ij}\propto e^{s_{ij}/\tau}$$
 
     Only the $m=k+1$ candidates of the query's own list enter, its target and $k$ mined negatives; others do not.
-    Their order has no meaning.
+    Their order has no meaning, and labels have none here: the judge's scores say what is alike.
 
     Args:
         queries: raw embeddings, normalised inside; float16 and bfloat16 are computed in float32.
