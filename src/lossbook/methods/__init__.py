@@ -10,26 +10,32 @@ from typing import TYPE_CHECKING
 # The parts and what they share, listed by `make format`. They load on first use; static tools see them here.
 if TYPE_CHECKING:
     from lossbook.methods import (
+        accumulation,
         adversarial,
         contrastive,
         distillation,
+        distributed,
         divergences,
         layers,
         modules,
         poincare,
         privacy_robustness,
+        queues,
         similarities,
     )
 
 __all__ = [
+    "accumulation",
     "adversarial",
     "contrastive",
     "distillation",
+    "distributed",
     "divergences",
     "layers",
     "modules",
     "poincare",
     "privacy_robustness",
+    "queues",
     "similarities",
 ]
 

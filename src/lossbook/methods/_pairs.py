@@ -214,6 +214,8 @@ def pooled(
 
 def _units(embeddings: dict[str, Tensor], negatives: Tensor | None) -> list[Tensor]:
     """Unit rows of all these and of extra negatives, of one dtype and width; ValueError in their names."""
+    if getattr(negatives, "ndim", 0) == 2 and not len(negatives):  # pyright: ignore[reportArgumentType] a tensor then
+        negatives = None  # an empty queue
     sources = embeddings if negatives is None else {**embeddings, "negatives": negatives}
     values = [shaped(name, value, "n d") for name, value in sources.items()]
     for name, value in zip(sources, values, strict=True):
