@@ -1,14 +1,19 @@
 """What hand-written pages tell people to type: Python runs and prints what the page says, commands are understood."""
 
 import contextlib
+import inspect
 import io
 import re
 import shlex
+import subprocess
+import sys
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import pytorch_metric_learning.losses
+import pytorch_metric_learning.utils.distributed
 import torch
 import typer
 
@@ -111,10 +116,12 @@ def test_a_command_that_is_wrong_would_be_found(call, complaint):
         understand(shlex.split(call))
 
 
+# Its compiled functions want the library as users have it, without the tests' checker of annotations.
+TRAINING = "book/howto/training.md"
 WITH_PYTHON = [name for name, text in PAGES.items() if any(language == "python" for language, _ in blocks(text))]
 
 
-@pytest.mark.parametrize("page", [name for name in WITH_PYTHON if name.startswith("book/")])
+@pytest.mark.parametrize("page", [name for name in WITH_PYTHON if name.startswith("book/") and name != TRAINING])
 def test_python_on_a_page_runs_and_prints_what_the_page_says(page):
     names: dict = {}
     with torch.random.fork_rng():
@@ -126,6 +133,51 @@ def test_python_on_a_page_runs_and_prints_what_the_page_says(page):
                 shown, lines = out.getvalue().splitlines(), expected.splitlines() if following == "text" else []
                 # A page may leave out the beginning, such as the ledger's boxes.
                 assert shown[len(shown) - len(lines) :] == lines
+
+
+def printed(*arguments: str) -> list[str]:
+    """What Python prints, in a process of its own."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_training_scripts_run_and_print_what_the_page_says(tmp_path):
+    script = tmp_path / "page.py"
+    script.write_text("".join(code for language, code in blocks(PAGES[TRAINING]) if language == "python"))
+    expected = "".join(code for language, code in blocks(PAGES[TRAINING]) if language == "text")
+    assert printed(str(script)) == expected.splitlines()
+
+
+def test_two_processes_train_like_one(tmp_path):
+    [(code, expected)] = [
+        (code, text) for (_, code), (_, text) in pairwise(blocks(PAGES[TRAINING])) if code.startswith("# train.py\n")
+    ]
+    script = tmp_path / "train.py"
+    # Threads of Gloo may wait for each other for ever when Python takes them down.
+    script.write_text(f"{code}\nimport sys\nsys.stdout.flush()\nif several:\n    dist.barrier()\n    os._exit(0)\n")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert printed(*launcher, str(script)) == expected.splitlines()
+
+
+def test_names_for_those_who_come_from_elsewhere_exist():
+    table = PAGES[TRAINING].partition("| Here |")[2]
+    here = re.findall(r"^\| `(\w+)\((.*?)\)`", table, re.MULTILINE)
+    assert len(here) == 10
+    homes = [methods.contrastive, methods.queues, methods.distributed]
+    for name, arguments in here:
+        [found] = [getattr(home, name) for home in homes if name in home.__all__]
+        signature = inspect.signature(found).parameters
+        keywords = re.findall(r"(\w+)=", arguments)
+        positional = [word for word in re.findall(r"\w+", arguments) if word not in keywords]
+        assert {*keywords} <= {*signature} and len(positional) <= len(signature), name
+        if default := re.search(rf"^\| `{name}\([^`]*`, ([\d.]+)", table, re.MULTILINE):
+            assert signature["temperature"].default == float(default[1])
+    columns = [row.split("|")[2] for row in table.splitlines() if row.startswith("| `")]
+    theirs = [name for column in columns for name in re.findall(r"([A-Z]\w+)\(", column)]
+    assert len(theirs) >= 8
+    for name in theirs:
+        assert hasattr(pytorch_metric_learning.losses, name) or hasattr(pytorch_metric_learning.utils.distributed, name)
 
 
 def test_pages_have_the_examples_that_they_promise():

@@ -71,6 +71,8 @@ def info_nce(
 
     $$\ell_{ip}=-\log\frac{\exp(c_{ip}/\tau)}{\exp(c_{ip}/\tau)+\sum_{j\in N_i}\exp(c_{ij}/\tau)}$$
 
+    Over processes, gather the keys first (`distributed.gather`), or there are those of each process's share alone.
+
     Args:
         queries: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
         keys: as `queries`. With `positives` or `key_labels` their number `m` may differ. None with labels: queries look
@@ -188,6 +190,9 @@ def nt_xent(
 
     $$\ell_{ap}=-\log\frac{\exp(\cos(z_a,z_p)/\tau)}
       {\exp(\cos(z_a,z_p)/\tau)+\sum_{b\in N_a}\exp(\cos(z_a,z_b)/\tau)}$$
+
+    Over processes, gather both views first (`distributed.gather`): each process would otherwise have the negatives of
+    its own share alone, which is another loss.
 
     Args:
         first: raw embeddings `(n, d)`, normalised inside; float16 and bfloat16 are computed in float32.
