@@ -1,15 +1,18 @@
-"""InfoNCE and NT-Xent, whole and in blocks of rows, against pytorch-metric-learning.
+"""Contrastive losses, whole and in blocks of rows, against pytorch-metric-learning and the form that lightly has.
 
-    python benchmarks/contrastive_losses.py [--device cuda] [--sizes 256 1024 8192 32768] [--width 128] [--repeats 3]
+    python benchmarks/contrastive_losses.py [--device cuda] [--sizes 1024 8192 32768] [--width 128] [--repeats 3]
 
-pytorch-metric-learning compares every positive pair with every negative one, in memory that grows like n³. All forms
-are first compared in float64, value and gradient. Then each is timed in float32, forward and backward, in a process of
-its own, whose peak of memory beyond the embeddings is told too (CPU: of the process; CUDA: of PyTorch's allocator).
-The last column is the time as a multiple of pytorch-metric-learning's. What does not fit says so: on the CPU a process
-may take --limit GB, so that it fails before the machine does.
+Two views for InfoNCE and NT-Xent, labels of 64 classes for NT-Xent and the supervised contrastive loss. All forms are
+first compared in float64, value and gradient. Then each is timed in float32, forward and backward, in a process of its
+own, whose peak of memory beyond the embeddings is told too (CPU: of the process; CUDA: of PyTorch's allocator). The
+last two columns are time and memory as multiples of the first named alternative that fits: of pytorch-metric-learning,
+whose NT-Xent compares every positive pair with every negative one, in memory that grows like n³, or of what lightly
+does, products of normalised views, whole, here written out since lightly wants torchvision. What does not fit says so:
+on the CPU a process may take --limit GB, so that it fails before the machine does.
 """
 
 import argparse
+import math
 import os
 import resource
 import statistics
@@ -19,11 +22,17 @@ import time
 from pathlib import Path
 
 import torch
-from pytorch_metric_learning.losses import NTXentLoss
+import torch.nn.functional as F
+from pytorch_metric_learning.losses import NTXentLoss, SupConLoss
 
-from lossbook.methods.contrastive import info_nce, nt_xent
+from lossbook.methods.contrastive import info_nce, nt_xent, supervised_contrastive
 
-ROWS, TEMPERATURE = 512, 0.1
+ROWS, TEMPERATURE, CLASSES = 512, 0.1, 64
+THEIRS = ("pytorch-metric-learning", "as lightly")
+
+
+def labels_of(x):
+    return torch.arange(len(x), device=x.device) % CLASSES
 
 
 def their_info_nce(x, y):
@@ -35,16 +44,39 @@ def their_nt_xent(x, y):
     return NTXentLoss(TEMPERATURE)(torch.cat([x, y]), torch.arange(len(x), device=x.device).repeat(2))
 
 
+def cross_entropy_of_products(x, y):
+    logits = F.normalize(x) @ F.normalize(y).T / TEMPERATURE
+    return F.cross_entropy(logits, torch.arange(len(x), device=x.device))
+
+
+def lightly_nt_xent(x, y):
+    n, x, y = len(x), F.normalize(x), F.normalize(y)
+    others = ~torch.eye(n, dtype=torch.bool, device=x.device)
+    rows = []
+    for own, other in ((x, y), (y, x)):
+        within = (own @ own.T / TEMPERATURE)[others].view(n, -1)
+        rows.append(torch.cat([own @ other.T / TEMPERATURE, within], 1))
+    return F.cross_entropy(torch.cat(rows), torch.arange(n, device=x.device).repeat(2))
+
+
+def ours(loss, labelled=False):
+    def call(x, y, **settings):
+        views = {"labels": labels_of(x)} if labelled else {"second" if loss is nt_xent else "keys": y}
+        return loss(x, temperature=TEMPERATURE, **views, **settings)
+
+    return {"whole": call, f"blocks of {ROWS}": lambda x, y: call(x, y, rows=ROWS)}
+
+
 FORMS = {
-    "InfoNCE": {
-        "pytorch-metric-learning": their_info_nce,
-        "whole": lambda x, y: info_nce(x, y, temperature=TEMPERATURE),
-        f"blocks of {ROWS}": lambda x, y: info_nce(x, y, temperature=TEMPERATURE, rows=ROWS),
+    "InfoNCE": {THEIRS[0]: their_info_nce, THEIRS[1]: cross_entropy_of_products, **ours(info_nce)},
+    "NT-Xent": {THEIRS[0]: their_nt_xent, THEIRS[1]: lightly_nt_xent, **ours(nt_xent)},
+    "NT-Xent, labels": {
+        THEIRS[0]: lambda x, y: NTXentLoss(TEMPERATURE)(x, labels_of(x)),
+        **ours(nt_xent, labelled=True),
     },
-    "NT-Xent": {
-        "pytorch-metric-learning": their_nt_xent,
-        "whole": lambda x, y: nt_xent(x, y, temperature=TEMPERATURE),
-        f"blocks of {ROWS}": lambda x, y: nt_xent(x, y, temperature=TEMPERATURE, rows=ROWS),
+    "SupCon, labels": {
+        THEIRS[0]: lambda x, y: SupConLoss(TEMPERATURE)(x, labels_of(x)),
+        **ours(supervised_contrastive, labelled=True),
     },
 }
 
@@ -55,16 +87,21 @@ def embeddings(n, width, device, dtype):
 
 
 def compare() -> float:
-    """Largest difference, in float64, of the whole and of blocks of 16 from pytorch-metric-learning."""
+    """Largest difference, in float64, of all forms from pytorch-metric-learning's."""
     worst = 0.0
-    for theirs, ours in ((their_info_nce, info_nce), (their_nt_xent, nt_xent)):
-        x, y = embeddings(100, 16, "cpu", torch.float64)
-        expected = theirs(x, y)
-        gradients = torch.autograd.grad(expected, (x, y))
-        for rows in (None, 16):
-            loss = ours(x, y, temperature=TEMPERATURE, rows=rows)
-            pairs = zip((expected, *gradients), (loss, *torch.autograd.grad(loss, (x, y))), strict=True)
-            worst = max(worst, *(float((a - b).detach().abs().max()) for a, b in pairs))
+    for forms in FORMS.values():
+        x, y = (
+            embeddings(ROWS + 100, 16, "cpu", torch.float64)
+            if forms is FORMS["SupCon, labels"]
+            else embeddings(150, 16, "cpu", torch.float64)
+        )
+        results = []
+        for form in forms.values():
+            loss = form(x, y)
+            gradients = torch.autograd.grad(loss, (x, y), allow_unused=True)
+            results.append((loss.detach(), *(each for each in gradients if each is not None)))
+        for other in results[1:]:
+            worst = max(worst, *(float((a - b).abs().max()) for a, b in zip(results[0], other, strict=True)))
     return worst
 
 
@@ -96,7 +133,7 @@ def measure(loss: str, form: str, n: int, width: int, device: str, repeats: int,
     before, seconds = held(device, "VmRSS"), []
     for _ in range(repeats):
         started = time.perf_counter()
-        torch.autograd.grad(function(x, y), (x, y))
+        torch.autograd.grad(function(x, y), (x, y), allow_unused=True)
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
@@ -107,20 +144,20 @@ def main() -> None:
     """Compare, then measure every form at every size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 1024, 8192])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 8192, 32768])
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--limit", type=float, default=6.0, help="GB of memory a process may take on the CPU")
+    parser.add_argument("--limit", type=float, default=8.0, help="GB of memory a process may take on the CPU")
     parser.add_argument("--one", nargs=3, metavar=("LOSS", "FORM", "N"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
         measure(*options.one[:2], int(options.one[2]), options.width, options.device, options.repeats, options.limit)
         return
     print(f"largest difference in float64: {compare():.1e}")
-    print(f"{'loss':8} {'n':>6}  {'form':24} {'seconds':>9} {'peak MB':>9} {'time ratio':>10}", flush=True)
+    print(f"{'loss':15} {'n':>6}  {'form':24} {'seconds':>9} {'peak MB':>9} {'time':>7} {'memory':>7}", flush=True)
     for loss, forms in FORMS.items():
         for n in options.sizes:
-            theirs = None
+            theirs = (float("nan"), float("nan"))
             for form in forms:
                 settings = ("device", "width", "repeats", "limit")
                 shared = [text for name in settings for text in (f"--{name}", str(getattr(options, name)))]
@@ -134,12 +171,13 @@ def main() -> None:
                 if done.returncode:
                     lines = done.stderr.strip().splitlines()
                     reason = lines[-1][:60] if lines else f"killed by signal {-done.returncode}"
-                    print(f"{loss:8} {n:6}  {form:24} did not fit: {reason}", flush=True)
+                    print(f"{loss:15} {n:6}  {form:24} did not fit: {reason}", flush=True)
                     continue
                 seconds, memory = map(float, done.stdout.split())
-                theirs = seconds if form == "pytorch-metric-learning" else theirs
-                ratio = f"{seconds / theirs:10.2f}" if theirs else f"{'-':>10}"
-                print(f"{loss:8} {n:6}  {form:24} {seconds:9.3f} {memory:9.0f} {ratio}", flush=True)
+                if form in THEIRS and math.isnan(theirs[0]):
+                    theirs = seconds, memory
+                ratios = f"{seconds / theirs[0]:7.2f} {memory / theirs[1]:7.2f}"
+                print(f"{loss:15} {n:6}  {form:24} {seconds:9.3f} {memory:9.0f} {ratios}", flush=True)
 
 
 if __name__ == "__main__":
