@@ -209,7 +209,9 @@ def test_an_unknown_attribute_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="module 'lossbook' has no attribute 'loss'"):
         _ = lossbook.loss
-    with pytest.raises(AttributeError, match="no attribute 'contrastve'; it has accumulation, adversarial, contrastive, "):
+    with pytest.raises(
+        AttributeError, match="no attribute 'contrastve'; it has accumulation, adversarial, contrastive, "
+    ):
         _ = lossbook.methods.contrastve
     assert lossbook.__version__ == PROJECT["version"]
 

@@ -71,6 +71,12 @@ class InChunks(nn.Module):
         encoder: see `in_chunks`.
         size: rows in a chunk.
 
+    Raises:
+        ValueError: if `size` is not a positive whole number.
+
+    Source:
+        As of `in_chunks`.
+
     Examples:
         >>> encoder = accumulation.InChunks(torch.nn.Linear(3, 2), size=4)
         >>> encoder(torch.randn(8, 3)).shape

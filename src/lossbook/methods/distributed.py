@@ -66,6 +66,9 @@ def own_rows(embeddings: Shaped[Tensor, "n ..."], group: dist.ProcessGroup | Non
     Raises:
         ValueError: as in `gather`.
 
+    Source:
+        Ours, as `gather`.
+
     Examples:
         >>> distributed.own_rows(torch.ones(2, 3))
         tensor([0, 1])
