@@ -434,7 +434,7 @@ def _norms_by_jacobian(
 
     (left, u), (right, v) = jacobians(first), jacobians(second)
     blocks = zip(left.split(rows or len(left)), u.split(rows or len(u)), strict=True)
-    return torch.cat(
+    norms = torch.cat(
         [
             torch.linalg.vector_norm(
                 torch.einsum("idp,jd->ijp", some, v) + torch.einsum("jdp,id->ijp", right, queries), dim=-1
@@ -442,6 +442,8 @@ def _norms_by_jacobian(
             for some, queries in blocks
         ]
     )
+    # What rounding took from them must not make them look shorter than they are.
+    return norms * (1 + 64 * torch.finfo(norms.dtype).eps)
 
 
 def _norms_by_layer(

@@ -54,9 +54,10 @@ def build(
     if not chosen:
         raise Refused(f"there is no notebook in {project.root / 'notebooks'}")
     options = engine_options(jobs, scheduler, timeout, memory)
-    scripts = {paper: notebooks.read_script(paper, project.output / "scripts") for paper in chosen}
+    scripts = notebooks.Scripts(project.output / "scripts")
+    read = {paper: scripts.read(paper) for paper in chosen}
     wanted = [
-        engine.Request(paper, script, Parameters(paper, script).settings(profile)) for paper, script in scripts.items()
+        engine.Request(paper, script, Parameters(paper, script).settings(profile)) for paper, script in read.items()
     ]
     if explain:
         rows = table("paper", "profile", "runs", "why")
@@ -67,6 +68,7 @@ def build(
         return
     complaints = []
     with files.locked(project.output):
+        scripts.keep()
         plans = engine.plan(project, wanted, again=again)
         kept = sum(plan.reason is None for plan in plans)
         if kept:

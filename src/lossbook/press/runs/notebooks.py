@@ -51,45 +51,59 @@ class Failure:
         return f"{place}: {self.error}{f': {self.text}' if self.text else ''}"
 
 
-def read_script(paper: Paper, kept: Path | None = None) -> NotebookNode:
+def read_script(paper: Paper) -> NotebookNode:
     """The script as a notebook.
-
-    Args:
-        paper: whose script it is.
-        kept: a folder in which to keep it as read, since reading a script takes most of the time of a build that has
-            nothing to do. What is there serves as long as the script and jupytext are the same.
 
     Raises:
         Refused: if it cannot be read.
     """
+    return _notebook(paper, _text(paper))
+
+
+class Scripts:
+    """Scripts as notebooks, kept in a folder: reading them takes most of the time of a build that has nothing to do."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._new: dict[Path, dict[str, Any]] = {}
+
+    def read(self, paper: Paper) -> NotebookNode:
+        """As `read_script`; what is kept serves as long as the script and jupytext are the same."""
+        text, place = _text(paper), self.folder / f"{paper.slug}.json"
+        content = hashlib.sha256(f"{version('jupytext')}\n{text}".encode()).hexdigest()
+        try:
+            kept = json.loads(place.read_text(encoding="utf-8"))
+            if kept["content"] == content:
+                return cast("NotebookNode", nbformat.from_dict(kept["notebook"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        notebook = _notebook(paper, text)
+        self._new[place] = {"content": content, "notebook": notebook}
+        return notebook
+
+    def keep(self) -> None:
+        """Keep what was not there."""
+        for place, kept in self._new.items():
+            # What YAML knows and JSON does not, such as a date, is read again each time.
+            with contextlib.suppress(TypeError):
+                write_whole(place, json.dumps(kept))
+        self._new.clear()
+
+
+def _text(paper: Paper) -> str:
     try:
-        text = paper.script.read_text(encoding="utf-8")
+        return paper.script.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise Refused(f"{paper.source}: {error}") from None
-    content = hashlib.sha256(f"{version('jupytext')}\n{text}".encode()).hexdigest()
-    place = kept / f"{paper.slug}.json" if kept else None
-    if place and (read := _kept(place, content)):
-        return read
+
+
+def _notebook(paper: Paper, text: str) -> NotebookNode:
     import jupytext
 
     try:
-        notebook = jupytext.reads(text, fmt="py:percent")
+        return jupytext.reads(text, fmt="py:percent")
     except Exception as error:  # the front matter is the author's YAML
         raise Refused(f"{paper.source}: cannot be read as a notebook: {error}") from None
-    if place:
-        # What YAML knows and JSON does not, such as a date, is read again each time.
-        with contextlib.suppress(TypeError):
-            write_whole(place, json.dumps({"content": content, "notebook": notebook}))
-    return notebook
-
-
-def _kept(place: Path, content: str) -> NotebookNode | None:
-    """The notebook that was kept of a script with this content."""
-    try:
-        kept = json.loads(place.read_text(encoding="utf-8"))
-        return cast("NotebookNode", nbformat.from_dict(kept["notebook"])) if kept["content"] == content else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def execute(
