@@ -2,7 +2,7 @@
 
 from lossbook.lab import _needs  # noqa: F401 - first, since it says what is missing
 from lossbook.lab.data import load
-from lossbook.lab.evaluate import accuracies, accuracy, k_nearest_neighbours, linear_probe
+from lossbook.lab.evaluate import accuracies, accuracy, correct, k_nearest_neighbours, linear_probe
 from lossbook.lab.fitting import choose_device, fit, grid
 from lossbook.lab.ledger import Ledger, max_error
 from lossbook.lab.nets import EncoderProjector, cnn, mlp
@@ -18,6 +18,7 @@ __all__ = [
     "best_setting",
     "choose_device",
     "cnn",
+    "correct",
     "equivalence",
     "fit",
     "grid",

@@ -36,7 +36,7 @@ def correct(logits: Float[Tensor, "*n k"], targets: Integer[Tensor, "*n"]) -> Bo
 
     Examples:
         >>> logits = torch.tensor([[2.0, 1.0], [3.0, 3.0]])
-        >>> evaluate.correct(logits, torch.tensor([0, 1]))  # the second is a tie
+        >>> lab.correct(logits, torch.tensor([0, 1]))  # the second is a tie
         tensor([ True, False])
     """
     if logits.shape[-1] < 2:
