@@ -5,9 +5,13 @@ there, and what is made on the CPU is found.
 """
 
 import copy
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -50,6 +54,23 @@ def on_any_device(*examples: partial | OnlyOnCPU) -> Callable[[Any], None]:
 
     test_on_any_device.examples = examples
     return test_on_any_device
+
+
+def examples_of(folder: Path) -> list[partial | OnlyOnCPU]:
+    """The examples of all test files of a folder: of every public name of the part of the library that it tests."""
+    tests = [getattr(loaded(path), "test_on_any_device", None) for path in sorted(folder.rglob("test_*.py"))]
+    return [example for test in tests if test for example in test.examples]
+
+
+def loaded(path: Path) -> ModuleType:
+    """The module of a test file: pytest's, or a copy where pytest was not asked for it."""
+    name = ".".join(path.relative_to(Path(__file__).parents[1]).with_suffix("").parts)
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = spec_from_file_location(name, path)
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def reached(test: Callable) -> set[Any]:

@@ -1,31 +1,17 @@
 """Every public name is called on another device by the tests of its paper, and that test can fail."""
 
-import sys
 from functools import partial
 from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from pkgutil import walk_packages
-from types import ModuleType
 
 import pytest
 import torch
-from devices import on_any_device, only_on_cpu, reached
+from devices import loaded, on_any_device, only_on_cpu, reached
 
 from lossbook import methods
 
 HERE = Path(__file__).parent
-
-
-def loaded(path: Path) -> ModuleType:
-    """The module of a test file: pytest's, or a copy where pytest was not asked for it."""
-    name = ".".join(path.relative_to(HERE.parents[1]).with_suffix("").parts)
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = spec_from_file_location(name, path)
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_every_public_name_has_an_example():

@@ -7,7 +7,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, alike, floating, indices, one_of, positive, reduce, shaped, whole
+from lossbook.methods._validate import (
+    Reduction,
+    floating,
+    indices,
+    matching,
+    number,
+    one_of,
+    positive,
+    reduce,
+    shaped,
+    whole,
+)
 
 __all__ = [
     "LossStatistics",
@@ -189,8 +200,7 @@ def bad_pairs(
         (tensor(False), tensor([[19]]))
     """
     averages = shaped("averages", averages, "n").detach()
-    _cut("noisy_cut", noisy_cut)
-    _cut("faulty_cut", faulty_cut)
+    noisy_cut, faulty_cut = _cut("noisy_cut", noisy_cut), _cut("faulty_cut", faulty_cut)
     mean, deviation = statistics["mean"], statistics["deviation"]
     return averages < mean - noisy_cut * deviation, averages > mean + faulty_cut * deviation
 
@@ -229,9 +239,8 @@ def pair_weights(
         tensor([1.0000, 0.0040])
     """
     one_of("form", form, *FORMS)
-    losses = shaped("losses", losses, "n").detach()
-    averages = shaped("averages", averages, "n")
-    alike("averages", averages, "losses", losses, "shape")
+    losses, averages = matching("n", losses=losses, averages=averages)
+    losses = losses.detach()
     noisy, faulty = bad_pairs(averages, statistics, noisy_cut=noisy_cut, faulty_cut=faulty_cut)
     if form == "drop":
         weights = torch.zeros_like(losses)
@@ -291,9 +300,6 @@ def dynamic_bad_pair_loss(
     return reduce(weights * floating("losses", losses), reduction)
 
 
-def _cut(name: str, value: object) -> None:
-    """ValueError unless the cut is a number of at least 0, infinity included; of a tensor only the form is checked."""
-    if isinstance(value, Tensor):
-        positive(name, value)
-    elif not isinstance(value, (int, float)) or isinstance(value, bool) or not value >= 0:
-        raise ValueError(f"{name}: expected a number of at least 0, got {value!r}")
+def _cut(name: str, value: float | Tensor) -> float | Tensor:
+    """The cut, a number of at least 0, infinity included; of a tensor only the form is checked."""
+    return value if isinstance(value, float) and value == math.inf else number(name, value, least=0.0)

@@ -8,7 +8,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from lossbook.methods._pairs import Block, Pairs, matched, over_terms, pooled, total
-from lossbook.methods._validate import Reduction, positive, reduce
+from lossbook.methods._validate import Reduction, floating, positive, reduce
 from lossbook.methods.similarities import inner_products
 
 __all__ = ["diagonal_cross_entropy", "info_nce", "nt_xent", "two_view_terms"]
@@ -40,6 +40,7 @@ def diagonal_cross_entropy(
         >>> diagonal_cross_entropy(logits, reduction="none").round(decimals=3)
         tensor([0.1270, 0.6930])
     """
+    logits = floating("logits", logits)
     positives = logits.diagonal()
     losses = torch.logsumexp(logits, 1) - positives
     if symmetric:

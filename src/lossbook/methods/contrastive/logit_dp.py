@@ -238,6 +238,8 @@ def logit_dp_from_cosines(
 ) -> Float[Tensor, ""]:
     """`logit_dp_loss` of the matrix of cosines."""
     cosines = shaped("cosines", cosines, "n n")
+    temperature = positive("temperature", temperature)
+    cosines = shaped("cosines", cosines, "n n")
     fixed = cosines.detach()
     weights = logit_dp_weights(fixed, norms, clip=clip, temperature=temperature, members=members).detach()
     logits = fixed / temperature

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lossbook._extras import require
-from lossbook.methods._validate import Reduction, floating, indices, paired, positive, reduce, shaped, whole
+from lossbook.methods._validate import Reduction, floating, indices, paired, positive, reduce, shaped, together, whole
 from lossbook.methods.similarities import cosine_similarity, inner_products, unit
 
 __all__ = [
@@ -195,12 +195,10 @@ def local_affinity(
     ):
         if value.shape != shape:
             raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
-    first, second = floating("first", first), floating("second", second)
+    first, second = together(first=first, second=second)
+    places = together(first_positions=first_positions, second_positions=second_positions)
     cosines = cosine_similarity(first.reshape(n * p, d), second.reshape(n * p, d)).reshape(n, p, n, p)
-    near = [
-        _distances(floating("first_positions", first_positions), floating("second_positions", second_positions)),
-        _distances(first.detach(), second.detach()),
-    ]
+    near = [_distances(*places), _distances(first.detach(), second.detach())]
 
     def of_nearest(distances: Tensor, dim: int) -> Tensor:
         least, index = distances.min(dim, keepdim=True)
@@ -233,12 +231,13 @@ def matching_objective(
         >>> round(matching_objective(vertices, None, torch.tensor([0, 1])).item(), 3)
         1.7
     """
-    vertices = _check_vertices(vertices, edges)
+    vertices, edges = _checked(vertices, edges)
+    matching = indices("matching", matching, len(vertices))
     rows = torch.arange(len(vertices), device=vertices.device)
     value = vertices[rows, matching].sum()
     if edges is None:
         return value
-    affinity = floating("edges", edges.affinity)
+    affinity = edges.affinity
     return value + (affinity * _matched_edges(edges, matching).to(affinity.dtype)).sum()
 
 
@@ -267,7 +266,8 @@ def graph_matching(vertices: Float[Tensor, "n n"], edges: Edges | None = None) -
         >>> graph_matching(vertices)
         tensor([1, 0, 2])
     """
-    return _solve(_check_vertices(vertices, edges).detach()[None], edges)[0]
+    vertices, edges = _checked(vertices, edges)
+    return _solve(vertices.detach()[None], edges)[0]
 
 
 def graph_matching_loss(
@@ -319,9 +319,7 @@ def graph_matching_loss(
     strength = positive("strength", strength)
     if noise != 0:
         noise = positive("noise", noise)
-    vertices = _check_vertices(vertices, edges)
-    if edges is not None:
-        edges = edges._replace(affinity=floating("edges", edges.affinity))
+    vertices, edges = _checked(vertices, edges)
     seen, seen_edges = vertices.detach(), edges
     if noise != 0:
         draws = gumbel or (_gumbel(vertices, generator), edges and _gumbel(edges.affinity, generator))
@@ -348,7 +346,7 @@ def _solve(problems: Tensor, edges: Edges | None) -> Tensor:
     """Matchings of several problems that differ in their vertices alone, `(m, n, n)` to `(m, n)`."""
     if edges is None:
         return _assignment(problems)
-    affinity = floating("edges", edges.affinity).detach().to(problems.dtype)
+    affinity = edges.affinity.detach().to(problems.dtype)
     shared = (value.expand(len(problems), *value.shape) for value in (affinity, edges.first, edges.second))
     return _two_swap(problems, *shared)
 
@@ -381,16 +379,19 @@ def _shaped(name: str, value: Tensor | None, like: Tensor) -> Tensor:
     return floating(name, value).to(like.dtype)
 
 
-def _check_vertices(vertices: Tensor, edges: Edges | None) -> Tensor:
+def _checked(vertices: Tensor, edges: Edges | None) -> tuple[Tensor, Edges | None]:
+    """Affinities of vertices and edges in one dtype, neighbours in int64."""
     vertices = shaped("vertices", vertices, "n n")
+    if edges is None:
+        return vertices, None
     n = len(vertices)
-    if edges is not None:
-        indices("edges.first", edges.first, n, "k")
-        k = edges.first.shape[1]
-        for name, value, shape in (("second", edges.second, (n, k)), ("affinity", edges.affinity, (n, k, n, k))):
-            if value.shape != shape:
-                raise ValueError(f"edges.{name}: expected shape {shape}, got {tuple(value.shape)}")
-    return vertices
+    first = indices("edges.first", edges.first, n, "k")
+    k = first.shape[1]
+    second = indices("edges.second", edges.second, n, k)
+    vertices, affinity = together(**{"vertices": vertices, "edges.affinity": edges.affinity})
+    if affinity.shape != (n, k, n, k):
+        raise ValueError(f"edges.affinity: expected shape {(n, k, n, k)}, got {tuple(affinity.shape)}")
+    return vertices, Edges(affinity, first, second)
 
 
 # The solvers branch on values, so they are operators of their own: vmap hands them all problems at once, torch.compile

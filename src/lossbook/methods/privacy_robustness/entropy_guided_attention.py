@@ -369,8 +369,10 @@ def nonlinear_operations(
         >>> nonlinear_operations(**sizes, norm=False)
         {'softmax': 2359296, 'norm': 0, 'activation': 4718592}
     """
-    for name, value in dict(layers=layers, heads=heads, width=width, hidden=hidden, length=length).items():
+    layers, heads, width, hidden, length = (
         whole(name, value)
+        for name, value in dict(layers=layers, heads=heads, width=width, hidden=hidden, length=length).items()
+    )
     return {
         "softmax": layers * heads * length**2,
         "norm": (2 * layers + last_norm) * length * width if norm else 0,

@@ -121,6 +121,7 @@ def hyperbolic_pairwise_confusion(
         >>> round(hyperbolic_pairwise_confusion(points, curvature=1.0).item(), 3)
         0.275
     """
+    curvature = positive("curvature", curvature)
     one_of("inverse", inverse, "artanh", "arctan")
     one_of("reduction", reduction, "mean", "sum", "none")
     points = shaped("points", points, "n d")

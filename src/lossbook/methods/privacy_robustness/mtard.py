@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lossbook.methods._validate import Reduction, logit_pair, number, one_of, positive, reduce, shaped, whole
+from lossbook.methods._validate import Reduction, indices, logit_pair, number, one_of, positive, reduce, shaped, whole
 
 __all__ = [
     "Balance",
@@ -349,7 +349,7 @@ def b_mtard(
     log_t = (torch.stack([accurate, robust]).detach() / temperatures[:, None, None]).log_softmax(-1)
     losses = _divergences(log_s, log_t, classes, form).mean(-1)
     entropies = _entropies(log_t).mean(-1)
-    now, steps, anchors = losses.detach(), balance["steps"], balance["anchors"]
+    now, steps, anchors = losses.detach(), indices('balance["steps"]', balance["steps"]), balance["anchors"]
     mean = anchors + (now - anchors) / (steps + 1)
     anchors = torch.where(steps < anchor_steps, mean, anchors)
     weights = balance_weights(balance["weights"], now, anchors, rate=weight_rate, exponent=exponent)
