@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from devices import on_any_device
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import norm
-from support import agree, one_graph, pair, rejects, unhooked
+from support import agree, one_graph, pair, rejects, without_hooks
 
 from lossbook.methods.contrastive import (
     LossStatistics,
@@ -279,13 +280,14 @@ def test_vmap_over_runs_and_cuts():
 
 
 def test_compile_without_graph_breaks():
-    module = unhooked("lossbook.methods.contrastive.dynamic_bad_pair_mining")
     losses, averages = draw(16).requires_grad_(), draw(16, seed=1)
+    with without_hooks():
+        module = import_module("lossbook.methods.contrastive.dynamic_bad_pair_mining")
 
-    def loss(losses):
-        return module.dynamic_bad_pair_loss(losses, averages, module.loss_statistics(averages), noisy_cut=0.5)
+        def loss(losses):
+            return module.dynamic_bad_pair_loss(losses, averages, module.loss_statistics(averages), noisy_cut=0.5)
 
-    agree(one_graph(loss)(losses), loss(losses), (losses,))
+        agree(one_graph(loss)(losses), loss(losses), (losses,))
 
 
 def test_bad_input_is_refused():

@@ -260,7 +260,8 @@ def hardest(similarities: Float[Tensor, "n m"], negative: Bool[Tensor, "n m"], s
     ranked = similarities.detach().masked_fill(~negative, -math.inf)
     most = max(1, round(share * similarities.shape[1]))
     kept = (share * negative.sum(1, keepdim=True).to(similarities.dtype)).round().clamp(1, most)
-    return (ranked >= ranked.topk(most, 1).values.gather(1, kept.long() - 1)) & negative
+    # What is not a number is not left out.
+    return ~(ranked < ranked.topk(most, 1).values.gather(1, kept.long() - 1)) & negative
 
 
 def _hard(block: Block, temperature: float | Tensor, share: float) -> Tensor:
