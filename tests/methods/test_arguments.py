@@ -24,6 +24,8 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 # These run a network of the user's, in its dtype and at the precision that autocast gives it.
 RUN_A_NETWORK = {
+    "InChunks",
+    "in_chunks",
     "logit_dp_gradient",
     "mask_inversion",
     "measured_gain",
@@ -32,7 +34,7 @@ RUN_A_NETWORK = {
     "smooth_inversion",
     "smoothed_logits",
 }
-# The result has the dtype of the memory, of the weight that is parametrised, or of the gradient.
+# The result has the dtype of the memory, of the weight that is parametrised, of the gradient, or of rows handed on.
 KEEP_A_DTYPE = {
     "logit_dp_weights",
     "record_losses",
@@ -40,11 +42,12 @@ KEEP_A_DTYPE = {
     "WeightNormalisation",
     "group_norm_backward",
     "by_rows",
+    "gather",
 }
 # NaN stands for a pair that was never seen, or is no loss to be recorded.
 NAN_IS_UNSEEN = {"bad_pairs", "dynamic_bad_pair_loss", "loss_statistics", "pair_weights", "record_losses"}
-# A batch that is not finite leaves the state of the controllers as it was.
-KEEP_THEIR_STATE = {"balance_temperatures", "balance_weights"}
+# A batch that is not finite leaves the state of the controllers as it was; the oldest entries of a queue fall out.
+KEEP_THEIR_STATE = {"balance_temperatures", "balance_weights", "entries_after"}
 
 FOUND = examples_of(Path(__file__).parent)
 READ_VALUES = [example.call for example in FOUND if isinstance(example, OnlyOnCPU)]

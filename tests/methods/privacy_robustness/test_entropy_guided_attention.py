@@ -324,6 +324,7 @@ def test_spectral_normalisation_reaches_norm_one_as_pytorch_does():
 
 def test_spectral_normalisation_follows_a_moving_weight_and_rests_in_evaluation():
     layer = nn.Linear(6, 6, bias=False, dtype=torch.float64)
+    layer.weight.data = torch.eye(6, dtype=torch.float64) + 0.2 * random(6, 6, seed=30)
     normalisation = SpectralNormalisation(layer.weight)
     parametrize.register_parametrization(layer, "weight", normalisation)
     for step in range(30):
