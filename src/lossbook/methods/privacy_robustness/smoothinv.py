@@ -97,7 +97,7 @@ def diffusion_step(alphas_cumprod: Float[Tensor, " t"], sigma: float | Float[Ten
         The official code, after Carlini et al. (2022), arXiv:2206.10550. It never takes the step of index 0.
 
     Examples:
-        >>> diffusion_step(torch.tensor([0.99, 0.9, 0.8, 0.5]), sigma=0.25)
+        >>> diffusion_step(torch.tensor([0.99, 0.9, 0.8, 0.5]), sigma=0.2)
         2
     """
     alphas = floating("alphas_cumprod", alphas_cumprod)
