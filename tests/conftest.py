@@ -51,7 +51,8 @@ def chosen_paper(pytestconfig):
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """One worker builds the site while the others test what needs none; what looks at it comes last."""
-    with_site = [item for item in items if "site" in getattr(item, "fixturenames", ())]
+    mine = ROOT / "tests" / "site"
+    with_site = [item for item in items if "site" in getattr(item, "fixturenames", ()) and mine in item.path.parents]
     others = [item for item in items if item not in {*with_site}]
     items[:] = [*with_site[:1], *others, *with_site[1:]]
 

@@ -269,8 +269,10 @@ def test_the_site_works_under_a_path_and_from_the_disk(open_page, names, site, t
                 assert page.complaints == []
                 assert [url for url in page.requests if not url.startswith((base, "data:", "blob:"))] == []
                 assert page.evaluate("[...document.styleSheets].length") >= 5
-            page.locator(".bd-links a").nth(1).click()
-            page.wait_for_load_state()
+            link = page.locator(".bd-links a").nth(1)
+            place = link.evaluate("a => a.href")
+            link.click()
+            page.wait_for_url(place)
             assert page.url.startswith(base) and page.locator("main h1").count()
         serving.shutdown()
 
