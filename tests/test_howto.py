@@ -161,22 +161,27 @@ def test_two_processes_train_like_one(tmp_path):
 
 
 def test_names_for_those_who_come_from_elsewhere_exist():
-    table = PAGES[TRAINING].partition("| Here |")[2]
-    here = re.findall(r"^\| `(\w+)\((.*?)\)`", table, re.MULTILINE)
-    assert len(here) == 10
+    text = PAGES[TRAINING]
+    # By library, rows of what it says and what is said here.
+    tables = {
+        name: [row.strip("| ").split(" | ") for row in rows.splitlines()[1:]]
+        for name, rows in re.findall(r"^\| ([\w-]+) \| Here \|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    }
+    assert {*tables} == {"pytorch-metric-learning", "lightly", "solo-learn"}
+    here = {call for rows in tables.values() for _, ours in rows for call in re.findall(r"`(\w+)\((.*?)\)`", ours)}
+    assert len(here) >= 10
     homes = [methods.contrastive, methods.queues, methods.distributed]
     for name, arguments in here:
         [found] = [getattr(home, name) for home in homes if name in home.__all__]
         signature = inspect.signature(found).parameters
         keywords = re.findall(r"(\w+)=", arguments)
-        positional = [word for word in re.findall(r"\w+", arguments) if word not in keywords]
+        positional = [each for each in arguments.split(", ") if "=" not in each]
         assert {*keywords} <= {*signature} and len(positional) <= len(signature), name
-        if default := re.search(rf"^\| `{name}\([^`]*`, ([\d.]+)", table, re.MULTILINE):
-            assert signature["temperature"].default == float(default[1])
-    columns = [row.split("|")[2] for row in table.splitlines() if row.startswith("| `")]
-    theirs = [name for column in columns for name in re.findall(r"([A-Z]\w+)\(", column)]
-    assert len(theirs) >= 8
-    for name in theirs:
+        if "temperature" in signature:
+            assert signature["temperature"].default == 0.1 and "here it is 0.1" in text, name
+    calls = [name for theirs, _ in tables["pytorch-metric-learning"] for name in re.findall(r"([A-Z]\w+)\(", theirs)]
+    assert len(calls) >= 7
+    for name in calls:
         assert hasattr(pytorch_metric_learning.losses, name) or hasattr(pytorch_metric_learning.utils.distributed, name)
 
 
