@@ -1,7 +1,6 @@
 """What each of two processes computes in tests/methods/test_distributed.py.
 
-A process that is spawned imports by name what it is to run, and by import modes of pytest a file of tests has no such
-name; this folder is on the path.
+A spawned process imports by name what it is to run. This folder is on its path; files of tests are on nobody's.
 """
 
 import os

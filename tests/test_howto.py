@@ -179,6 +179,12 @@ def test_names_for_those_who_come_from_elsewhere_exist():
         assert {*keywords} <= {*signature} and len(positional) <= len(signature), name
         if "temperature" in signature:
             assert signature["temperature"].default == 0.1 and "here it is 0.1" in text, name
+    numbers = re.findall(
+        r"(NTXentLoss|SupConLoss)\(\)[^`]*`, ([\d.]+)", "\n".join(row[0] for row in tables["pytorch-metric-learning"])
+    )
+    assert len(numbers) == 3
+    for name, number in numbers:
+        assert getattr(pytorch_metric_learning.losses, name)().temperature == float(number)
     calls = [name for theirs, _ in tables["pytorch-metric-learning"] for name in re.findall(r"([A-Z]\w+)\(", theirs)]
     assert len(calls) >= 7
     for name in calls:
